@@ -1,0 +1,1 @@
+"""Attacks that training and its evaluation use."""

@@ -1,0 +1,114 @@
+"""Projected gradient ascent inside an l-inf or l2 ball: the inner maximisation of every method."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+GAUSSIAN_START = 0.001  # standard deviation of the published start x + 0.001 N(0, 1)
+
+
+@dataclass(frozen=True)
+class AttackSpec:
+    """How far and how often an attack steps.
+
+    Attributes:
+        epsilon: radius of the ball, in units of the pixel range [0, 1].
+        step_size: length of one step, same units.
+        num_steps: number of gradient steps, at least 1.
+        norm: ``"linf"`` or ``"l2"``.
+        start: ``"gaussian"`` is x + 0.001 N(0, 1), ``"uniform"`` a draw from the ball, clamped to [0, 1].
+    """
+
+    epsilon: float
+    step_size: float
+    num_steps: int
+    norm: str = "linf"
+    start: str = "gaussian"
+
+
+def starting_point(x: Tensor, spec: AttackSpec, generator: torch.Generator | None = None) -> Tensor:
+    """A random start near x, (B, C, H, W), as ``spec.start`` says."""
+    if spec.start == "gaussian":
+        noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        return x + GAUSSIAN_START * noise
+    if spec.norm == "linf":
+        noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype) * 2 - 1
+        return (x + spec.epsilon * noise).clamp(0, 1)
+    direction = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    radius = torch.rand((len(x), 1, 1, 1), generator=generator, device=x.device, dtype=x.dtype)
+    radius = spec.epsilon * radius ** (1 / x[0].numel())
+    return (x + radius * direction / _l2_norm(direction)).clamp(0, 1)
+
+
+def _l2_norm(v: Tensor) -> Tensor:
+    return v.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+
+
+def ascend(x_adv: Tensor, gradient: Tensor, x: Tensor, spec: AttackSpec) -> Tensor:
+    """One step along the gradient, projected on the epsilon-ball around x, clamped to [0, 1]."""
+    if spec.norm == "linf":
+        x_adv = x_adv + spec.step_size * gradient.sign()
+        x_adv = torch.min(torch.max(x_adv, x - spec.epsilon), x + spec.epsilon)
+    else:
+        delta = x_adv + spec.step_size * gradient / _l2_norm(gradient) - x
+        x_adv = x + delta * (spec.epsilon / _l2_norm(delta)).clamp_max(1.0)
+    return x_adv.clamp(0, 1)
+
+
+def perturb(
+    forward: Callable[[Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    inner: Callable[[Tensor, Tensor | None, Tensor], Tensor],
+    spec: AttackSpec,
+    start: Tensor,
+    uses_clean: bool = True,
+) -> Tensor:
+    """Adversarial images by projected gradient ascent.
+
+    Args:
+        forward: images to logits (B, C), differentiable in the images. Its logits on x must not change during the
+            attack (eval mode): they are computed once, which is bit-identical to computing them in every step.
+        x: clean images (B, 3, H, W) in [0, 1].
+        y: labels (B,).
+        inner: what to maximise, per image: ``inner(adv_logits, nat_logits, y) -> (B,)``.
+        start: where to begin, shaped like x; see ``starting_point``.
+        uses_clean: whether ``inner`` looks at ``nat_logits``; if not it is handed None.
+
+    Returns:
+        x' like x, inside the epsilon-ball around x and [0, 1], detached.
+    """
+    nat_logits = None
+    if uses_clean:
+        with torch.no_grad():
+            nat_logits = forward(x)
+    x_adv = start
+    for _ in range(spec.num_steps):
+        x_adv = x_adv.detach().requires_grad_()
+        with torch.enable_grad():
+            # The sign, or the normalisation, makes the scale irrelevant: the sum serves as well as the mean.
+            value = inner(forward(x_adv), nat_logits, y).sum()
+        (gradient,) = torch.autograd.grad(value, x_adv)
+        with torch.no_grad():
+            x_adv = ascend(x_adv, gradient, x, spec)
+    return x_adv.detach()
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in eval mode with parameters that need no gradient; afterwards everything is as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    model.eval()
+    for p in trainable:
+        p.requires_grad_(False)
+    try:
+        yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+        for p in trainable:
+            p.requires_grad_(True)

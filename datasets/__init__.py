@@ -1,0 +1,75 @@
+"""Data sets by name, as uint8 arrays in memory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from engine.errors import UserError
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images and labels of one data set.
+
+    Attributes:
+        x_train, x_test: (N, H, W, 3) uint8.
+        y_train, y_test: (N,) int64, each in [0, C).
+        class_names: C names.
+        padding: pixels of zero padding before the random crop.
+        flip: whether a mirrored image is still of its class.
+    """
+
+    name: str
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    class_names: tuple[str, ...]
+    padding: int = 4
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        for split in ("train", "test"):
+            x, y = getattr(self, f"x_{split}"), getattr(self, f"y_{split}")
+            where = f"data set {self.name!r}, {split} split"
+            if x.dtype != np.uint8 or x.ndim != 4 or x.shape[-1] != 3:
+                raise UserError(f"{where}: images are {x.dtype} {x.shape}, they must be uint8 (N, H, W, 3)")
+            if len(x) != len(y) or len(x) == 0:
+                raise UserError(f"{where}: {len(x)} images but {len(y)} labels")
+            if not np.issubdtype(y.dtype, np.integer) or y.ndim != 1:
+                raise UserError(f"{where}: labels are {y.dtype} {y.shape}, they must be integers (N,)")
+            if y.min() < 0 or y.max() >= self.num_classes:
+                raise UserError(
+                    f"{where}: labels run from {y.min()} to {y.max()}, outside the {self.num_classes} classes"
+                )
+        if self.x_train.shape[1:] != self.x_test.shape[1:]:
+            raise UserError(f"data set {self.name!r}: train and test images differ in size")
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+def load_dataset(name: str, data_dir: str | Path = "data") -> Dataset:
+    """Load a data set.
+
+    Args:
+        name: ``digits`` (from scikit-learn, nothing to download), ``cifar10`` or ``cifar100`` (``NAME.npz`` in
+            ``data_dir`` if it is there, else torchvision's files, downloaded and checked when missing), or any other
+            NAME for which ``data_dir/NAME.npz`` exists.
+        data_dir: folder of the files.
+
+    Raises:
+        UserError: unknown name, no data and no network, a corrupt file, or labels outside the classes.
+    """
+    from datasets import cifar, digits
+
+    npz = Path(data_dir) / f"{name}.npz"
+    if name == "digits":
+        return digits.load()
+    if npz.exists():
+        return cifar.load_npz(name, npz)
+    if name in cifar.NUM_CLASSES:
+        return cifar.download(name, Path(data_dir))
+    raise UserError(f"unknown data set {name!r}: choose digits, cifar10 or cifar100, or put your own in {npz}")

@@ -1,0 +1,130 @@
+"""Weights on disk: ours, the published ones, and everything a resumed run needs."""
+
+import hashlib
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import UserError
+
+FORMAT = "lbgat-training-state-1"
+
+
+def save_atomically(obj: Any, path: Path) -> None:
+    """torch.save that leaves either the old file or the whole new one, also on a full disk or a kill.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            torch.save(obj, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"could not write {path} ({error}): free space or choose another folder") from error
+
+
+def load_file(path: str | Path, device: torch.device | str = "cpu") -> Any:
+    """What a torch file (legacy or zip format) holds, on the device; nothing in it is executed.
+
+    Raises:
+        UserError: missing, truncated, not a torch file, or a pickle with code in it.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"no checkpoint at {path}: check the path")
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error).lower() or "Unsupported" in str(error):
+            raise UserError(
+                f"{path} holds more than weights (pickled code or objects), which is never run here: "
+                "save its plain state_dict and pass that"
+            ) from error
+        raise UserError(f"{path} is not a readable checkpoint: download or copy it again") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{path} is truncated or not a checkpoint: download or copy it again") from error
+
+
+def student_state(content: Any, path: str | Path) -> dict[str, Tensor]:
+    """The student's plain state dict in a loaded file: ours, a published one, or one wrapped as ``state_dict``.
+
+    ``module.`` (DataParallel) is stripped and the unused group ``sub_block1`` of the published files dropped.
+
+    Raises:
+        UserError: there is no state dict in it.
+    """
+    if isinstance(content, dict):
+        for key in ("student", "state_dict"):
+            if isinstance(content.get(key), dict):
+                content = content[key]
+                break
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise UserError(f"{path} does not hold a state dict (names and tensors): pass a network's weights")
+    stripped = {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    return {name: tensor for name, tensor in stripped.items() if not name.startswith("sub_block1.")}
+
+
+def load_strictly(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
+    """Fill the model; every name and shape must fit.
+
+    Raises:
+        UserError: with the left-over and missing names, or the shapes that differ.
+    """
+    expected = model.state_dict()
+    missing, left_over = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    if missing or left_over:
+        raise UserError(
+            f"{path} is of another architecture than the network that was asked for: "
+            f"missing {_enumerate(missing)}; left over {_enumerate(left_over)}"
+        )
+    wrong = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in expected
+        if state[name].shape != expected[name].shape
+    ]
+    if wrong:
+        raise UserError(f"{path} is of another width or class count: {_enumerate(wrong)}")
+    model.load_state_dict(state)
+
+
+def _enumerate(names: list[str], most: int = 8) -> str:
+    if not names:
+        return "nothing"
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def infer_architecture(state: dict[str, Tensor]) -> tuple[str | None, int | None]:
+    """Network name and class count, as far as names and shapes tell them.
+
+    ResNet-18 and the guide differ in their strides alone, which no checkpoint shows: their name is None.
+    """
+    for head in ("fc.weight", "linear.weight"):
+        if head in state and state[head].dim() == 2:
+            num_classes = state[head].shape[0]
+            break
+    else:
+        return None, None
+    blocks = {int(m[1]) for name in state if (m := re.match(r"block1\.layer\.(\d+)\.", name))}
+    if blocks and "bn1.weight" in state:
+        return f"wrn-{6 * len(blocks) + 4}-{state['bn1.weight'].shape[0] // 64}", num_classes
+    return ("preactresnet18" if "bn.weight" in state else None), num_classes
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of the file, hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

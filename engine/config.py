@@ -1,0 +1,239 @@
+"""Every setting of both programs: the dataclasses hold the defaults, and the command lines are derived from them."""
+
+import argparse
+import dataclasses
+import math
+import re
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from engine.errors import UserError
+
+GUIDE_ALIASES = {"ResNet18_cifar": "resnet18-guide"}
+NORMS = ("linf", "l2")
+
+
+def parse_epsilon(text: str | float) -> float:
+    """``0.031``, ``8/255`` or the published spelling ``8.0`` of 8/255 -> a radius in [0, 1].
+
+    Raises:
+        UserError: not a number, negative, or above 1.
+    """
+    try:
+        value = float(Fraction(str(text).replace(" ", "")))
+    except (ValueError, ZeroDivisionError) as error:
+        raise UserError(f"epsilon {text!r} is not a number: write 0.031 or 8/255") from error
+    if value == 8:
+        return 8 / 255
+    if not 0 <= value <= 1:
+        raise UserError(f"epsilon {text} is outside [0, 1], the range of a pixel: write 0.031 or 8/255")
+    return value
+
+
+def parse_model(text: str) -> str:
+    return GUIDE_ALIASES.get(text, text)
+
+
+def parse_epochs(text: str) -> tuple[int, ...]:
+    """``76,91`` -> (76, 91); an empty string is no epoch at all."""
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise UserError(f"{text!r} is not a list of epochs: write 76,91") from error
+
+
+def option(default: Any, help: str, **metadata: Any) -> Any:
+    """A dataclass field with what the command line needs: help, and optionally parse, choices, aliases."""
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonConfig:
+    """Settings that training and evaluation share."""
+
+    dataset: str
+    student: str
+    data_dir: str = option("data", "folder of the data files: NAME.npz, or torchvision's download")
+    norm: str = option("linf", "norm of the epsilon-ball", choices=NORMS)
+    epsilon: float = option(0.031, "radius of the ball in [0, 1]; 8/255 is read as such", parse=parse_epsilon)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N; auto takes a GPU where there is one")
+    seed: int = option(1, "of everything random; the same seed gives the same result")
+    mark: str = option("", "name of the run and of its folders; made from the settings if empty", aliases=("-mark",))
+    log_dir: str = option("Logs", "logs go to LOG_DIR/MARK")
+
+    def __post_init__(self) -> None:
+        parse_epsilon(self.epsilon)
+        _require(self.norm in NORMS, f"--norm {self.norm}: choose {' or '.join(NORMS)}")
+        _require(
+            re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
+            f"--device {self.device}: choose auto, cpu, cuda or cuda:N",
+        )
+        _require(0 <= self.seed < 2**63, f"--seed {self.seed} must be a non-negative integer")
+        _require(
+            re.fullmatch(r"[\w.+-]*", self.mark) is not None and self.mark not in (".", ".."),
+            f"--mark {self.mark!r} names a folder: letters, digits and . _ + - only",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(CommonConfig):
+    """Settings of train_lbgat.py; the defaults are the published recipe LBGAT6 (Cui et al. 2021)."""
+
+    method: str = option("lbgat", "training method")
+    dataset: str = option("digits", "digits, cifar10, cifar100, or NAME for which DATA_DIR/NAME.npz exists")
+    student: str = option("wrn-34-10", "network to make robust, e.g. wrn-34-10, resnet18, preactresnet18")
+    guide: str = option(
+        "resnet18-guide",
+        "natural classifier that guides LBGAT; other methods have none",
+        parse=parse_model,
+        aliases=("-teacher_model",),
+    )
+    beta: float = option(6.0, "weight of the KL term (the papers' alpha): 0 is LBGAT0, 6 is LBGAT6 and TRADES6")
+    epochs: int = option(100, "passes over the training set")
+    batch_size: int = option(128, "images a step")
+    lr: float = option(0.1, "learning rate of SGD")
+    warmup_factor: float = option(0.2, "multiplies the learning rate in epoch 1; 1 is no warm-up")
+    decay_epochs: tuple[int, ...] = option(
+        (76, 91), "epochs from which the learning rate is divided by 10 once more, e.g. 76,91", parse=parse_epochs
+    )
+    momentum: float = option(0.9, "of SGD")
+    weight_decay: float = option(2e-4, "of SGD", aliases=("--wd",))
+    step_size: float = option(0.007, "of the training attack, in [0, 1] like epsilon", parse=parse_epsilon)
+    num_steps: int = option(10, "steps of the training attack")
+    precision: str = option("fp32", "arithmetic of the forward passes", choices=("fp32", "tf32", "bf16"))
+    limit_train: int = option(0, "use only the first N training images; 0 is all")
+    val_size: int = option(0, "hold out N training images to choose the best checkpoint; 0 chooses on the test set")
+    eval_size: int = option(1000, "images on which PGD-20 measures robust accuracy after each epoch")
+    save_freq: int = option(10, "write student-epochNNN.pt every N epochs, and after the last", aliases=("-s",))
+    log_interval: int = option(50, "steps between checks of the loss and updates of the progress bar")
+    max_minutes: float = option(0.0, "stop after this many minutes, ready for --resume auto; 0 is no limit")
+    resume: str = option("auto", "auto goes on with the mark's last.pt if there is one; none starts afresh; or a PATH")
+    checkpoint_dir: str = option("checkpoints", "checkpoints go to CHECKPOINT_DIR/MARK", aliases=("--model-dir",))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("epochs", "batch_size", "num_steps", "eval_size", "save_freq", "log_interval"):
+            _require(getattr(self, name) >= 1, f"{flag(name)} {getattr(self, name)} must be at least 1")
+        for name in ("beta", "weight_decay", "limit_train", "val_size", "max_minutes"):
+            _require(0 <= getattr(self, name) < math.inf, f"{flag(name)} {getattr(self, name)} must be 0 or more")
+        for name in ("lr", "step_size", "warmup_factor"):
+            _require(0 < getattr(self, name) < math.inf, f"{flag(name)} {getattr(self, name)} must be above 0")
+        _require(0 <= self.momentum < 1, f"--momentum {self.momentum} must be in [0, 1)")
+        _require(self.precision in ("fp32", "tf32", "bf16"), f"--precision {self.precision}: choose fp32, tf32 or bf16")
+
+    @property
+    def run_name(self) -> str:
+        """``lbgat0-cifar100-wrn34-10``: the mark, or a name made from method, data set and student."""
+        method = f"{self.method}{self.beta:g}" if self.method in ("lbgat", "trades") else self.method
+        return self.mark or f"{method}-{self.dataset}-{self.student.replace('wrn-', 'wrn')}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(CommonConfig):
+    """Settings of eval_autoattack.py."""
+
+    checkpoint: str = option("", "weights to evaluate: ours, or a published file", aliases=("--model-path",))
+    dataset: str = option("auto", "digits, cifar10, cifar100 or NAME of DATA_DIR/NAME.npz; auto asks the checkpoint")
+    student: str = option("auto", "network, e.g. wrn-34-10; auto reads it off the checkpoint")
+    version: str = option("standard", "which suite; custom runs --attacks", choices=("standard", "custom"))
+    attacks: str = option("", "for --version custom, e.g. apgd-ce,apgd-t,fab-t,square")
+    batch_size: int = option(250, "images a chunk")
+    n_examples: int = option(0, "attack only the first N test images; 0 is all")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.batch_size >= 1, f"--batch-size {self.batch_size} must be at least 1")
+        _require(self.n_examples >= 0, f"--n-examples {self.n_examples} must be 0 (all) or more")
+        _require(
+            (self.version == "custom") == bool(self.attacks), "--attacks goes with --version custom, and only with it"
+        )
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Bad usage is one sentence, like every other error."""
+
+    def error(self, message: str) -> None:
+        raise UserError(f"{message}; {self.prog} --help lists the flags")
+
+
+def add_options(parser: argparse.ArgumentParser, config: type[CommonConfig]) -> None:
+    """One flag per field of the dataclass: underscores become dashes, the default and the type are the field's."""
+    for f in dataclasses.fields(config):
+        default = f.default
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        parser.add_argument(
+            flag(f.name),
+            *f.metadata.get("aliases", ()),
+            dest=f.name,
+            type=f.metadata.get("parse", type(default)),
+            choices=f.metadata.get("choices"),
+            default=argparse.SUPPRESS,
+            metavar=None if "choices" in f.metadata else f.name.upper(),
+            help=f"{f.metadata['help']} (default: {shown if shown != '' else 'none'})",
+        )
+
+
+def _parser(description: str, config: type[CommonConfig], legacy: dict[str, dict]) -> argparse.ArgumentParser:
+    parser = _Parser(description=description, allow_abbrev=False)
+    add_options(parser, config)
+    group = parser.add_argument_group("flags of the published programs, kept as aliases")
+    for name, kwargs in legacy.items():
+        group.add_argument(name, default=argparse.SUPPRESS, **kwargs)
+    return parser
+
+
+def parse_train(argv: list[str] | None = None) -> TrainConfig:
+    """Command line -> TrainConfig.
+
+    Raises:
+        UserError: unknown flag or impossible value.
+    """
+    legacy = {
+        "--no-cuda": {"action": "store_true", "help": "as --device cpu"},
+        "-num_classes": {"type": int, "help": "10 or 100; without --dataset, chooses cifar10 or cifar100"},
+    }
+    values = vars(_parser("Train a robust student with its guide.", TrainConfig, legacy).parse_args(argv))
+    if values.pop("no_cuda", False):
+        values["device"] = "cpu"
+    _apply_num_classes(values)
+    return TrainConfig(**values)
+
+
+def parse_eval(argv: list[str] | None = None) -> EvalConfig:
+    """Command line -> EvalConfig.
+
+    Raises:
+        UserError: unknown flag or impossible value.
+    """
+    legacy = {
+        "--widen_factor": {"type": int, "help": "K of wrn-34-K"},
+        "--num_classes": {"type": int, "help": "10 or 100; without --dataset, chooses cifar10 or cifar100"},
+        "--dataparallel": {"nargs": "?", "help": "ignored: the prefix module. is found out by itself"},
+    }
+    values = vars(_parser("Measure robustness with AutoAttack.", EvalConfig, legacy).parse_args(argv))
+    values.pop("dataparallel", None)
+    if "widen_factor" in values:
+        values.setdefault("student", f"wrn-34-{values.pop('widen_factor')}")
+        values.pop("widen_factor", None)
+    _apply_num_classes(values)
+    return EvalConfig(**values)
+
+
+def _apply_num_classes(values: dict[str, Any]) -> None:
+    num_classes = values.pop("num_classes", None)
+    if num_classes is None:
+        return
+    _require(num_classes in (10, 100), f"-num_classes {num_classes}: CIFAR has 10 or 100")
+    dataset = values.setdefault("dataset", f"cifar{num_classes}")
+    contradicts = {"cifar10": 100, "digits": 100, "cifar100": 10}.get(dataset) == num_classes
+    _require(not contradicts, f"--dataset {dataset} does not have {num_classes} classes")

@@ -1,0 +1,44 @@
+"""Where to compute, and with which arithmetic."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+import torch
+
+from engine.errors import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N`` -> a device that exists.
+
+    Raises:
+        UserError: CUDA was asked for and is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"--device {name}: this machine or this PyTorch has no such CUDA device; use --device cpu or auto"
+        )
+    return device
+
+
+def set_precision(precision: str, device: torch.device) -> Callable[[], AbstractContextManager]:
+    """Set the arithmetic; returns what makes the context for forward passes.
+
+    fp32 is IEEE float32 throughout. tf32 lets CUDA's matrix units round the inputs of products to 10 bits of mantissa
+    (no effect on a CPU). bf16 runs convolutions and products in bfloat16 by autocast; weights stay float32.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    return partial(torch.autocast, device.type, torch.bfloat16) if precision == "bf16" else nullcontext
+
+
+def describe(device: torch.device) -> str:
+    """One phrase about the hardware and software for logs and reports."""
+    if device.type == "cuda":
+        hardware = torch.cuda.get_device_name(device)
+    else:
+        hardware = f"CPU with {torch.get_num_threads()} threads"
+    return f"{hardware}, torch {torch.__version__}"

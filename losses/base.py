@@ -1,0 +1,57 @@
+"""What a training method is: the contract between the losses and the engine."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+
+class Objective(nn.Module):
+    """A method in three members: ``passes``, ``inner`` and ``outer``.
+
+    State that a method carries belongs in buffers: a checkpoint keeps them through ``state_dict``.
+
+    Attributes:
+        passes: the train-mode forward passes that the method needs, in the order in which the published program makes
+            them, since each moves the BatchNorm statistics: ``"adv"`` is f(x'), ``"nat"`` f(x) and ``"guide"`` g(x).
+            A name with the suffix ``".no_grad"`` is a pass that only moves the statistics. Without an ``"adv"`` pass
+            no attack is run.
+        start: where the attack starts: ``"gaussian"`` is x + 0.001 N(0, 1), ``"uniform"`` a uniform draw from the
+            epsilon-ball, clamped to [0, 1].
+        inner_uses_clean: whether ``inner`` looks at ``nat_logits``.
+        source: the paper, for ``--help`` and reports.
+    """
+
+    passes: tuple[str, ...]
+    start: ClassVar[str] = "gaussian"
+    inner_uses_clean: ClassVar[bool] = False
+    source: ClassVar[str]
+
+    def inner(self, adv_logits: Tensor, nat_logits: Tensor | None, y: Tensor) -> Tensor:
+        """What the attack maximises.
+
+        Args:
+            adv_logits: f(x'), (B, C), student in eval mode.
+            nat_logits: f(x), (B, C), computed once per attack without gradient; None unless ``inner_uses_clean``.
+            y: labels (B,), int64.
+
+        Returns:
+            One value per image, (B,).
+        """
+        raise TypeError(f"{type(self).__name__} trains without an attack")
+
+    def outer(self, logits: Mapping[str, Tensor], y: Tensor) -> dict[str, Tensor]:
+        """Named scalar terms, each weighted as it counts; training minimises their sum.
+
+        Args:
+            logits: by pass name, each (B, C), train mode. A ``".no_grad"`` pass puts nothing here.
+            y: labels (B,), int64.
+        """
+        raise TypeError(f"{type(self).__name__} does not define outer()")
+
+
+def kl_per_image(nat_logits: Tensor, adv_logits: Tensor) -> Tensor:
+    """KL(softmax(nat) || softmax(adv)) of each image: (B, C), (B, C) -> (B,), in nats."""
+    return nn.functional.kl_div(
+        adv_logits.log_softmax(1), nat_logits.log_softmax(1), reduction="none", log_target=True
+    ).sum(1)

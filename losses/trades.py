@@ -1,0 +1,35 @@
+"""TRADES (Zhang et al., ICML 2019)."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from losses.base import Objective, kl_per_image
+
+
+class TRADES(Objective):
+    """CE(f(x), y) + beta * KL(p(x) || p(x')), eq. (5) of the paper.
+
+    Args:
+        beta: weight of the robust term, at least 0 (1/lambda in the paper).
+    """
+
+    # The published program computes f(x) a second time for the KL; its logits are those of the first pass, so here
+    # the second pass only moves the BatchNorm statistics.
+    passes = ("nat", "adv", "nat.no_grad")
+    inner_uses_clean = True
+    source = "Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, ICML 2019"
+
+    def __init__(self, beta: float):
+        super().__init__()
+        self.beta = beta
+
+    def inner(self, adv_logits: Tensor, nat_logits: Tensor, y: Tensor) -> Tensor:
+        return kl_per_image(nat_logits, adv_logits)
+
+    def outer(self, logits: Mapping[str, Tensor], y: Tensor) -> dict[str, Tensor]:
+        return {
+            "ce": F.cross_entropy(logits["nat"], y),
+            "kl": self.beta * kl_per_image(logits["nat"], logits["adv"]).mean(),
+        }
