@@ -7,6 +7,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.errors import UserError
+
+
+def hold_out(n: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the training images that are kept and of ``size`` random ones that are held out, each sorted.
+
+    Raises:
+        UserError: nothing would be kept.
+    """
+    if size >= n:
+        raise UserError(f"--val-size {size} leaves nothing of {n} training images: hold out fewer")
+    order = np.random.default_rng(seed).permutation(n)
+    return np.sort(order[size:]), np.sort(order[:size])
+
 
 def to_device(images: np.ndarray, labels: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
     """(N, H, W, 3) uint8 and (N,) labels -> (N, 3, H, W) uint8 and (N,) int64 on the device."""

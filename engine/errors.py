@@ -1,7 +1,9 @@
 """The one exception that the programs turn into a single sentence and a non-zero exit."""
 
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -13,6 +15,20 @@ def fail(message: object) -> NoReturn:
     """Print the sentence on standard error and exit with status 1."""
     print("error:", " ".join(str(message).split()), file=sys.stderr)
     raise SystemExit(1)
+
+
+def ensure_writable(folder: Path, option: str) -> None:
+    """Create the folder if it is missing and write a file in it, so that a long run does not find out at its end.
+
+    Raises:
+        UserError: it cannot be written; the sentence names the flag that chooses another.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror}): choose another folder with {option}") from error
 
 
 def run_program(main: Callable[[], None]) -> None:

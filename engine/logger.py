@@ -1,0 +1,78 @@
+"""A run's log folder: train.log, metrics.jsonl, config.json, curves.png."""
+
+import importlib.util
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from engine.errors import ensure_writable
+
+SECONDS_BETWEEN_PLOTS = 30.0
+
+
+class RunLog:
+    """Writes a training run's log folder.
+
+    Args:
+        folder: created if missing.
+        first_epoch: the epoch that training starts or goes on with; lines of it and of later ones are dropped, for
+            they are about to be measured again.
+        resumed: whether to append to the log that is there.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, first_epoch: int, resumed: bool):
+        self.folder = folder
+        self.metrics: list[dict[str, Any]] = []
+        self._next_plot = 0.0
+        ensure_writable(folder, "--log-dir")
+        path = folder / "metrics.jsonl"
+        if resumed and path.exists():
+            lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+            self.metrics = [line for line in lines if line["epoch"] < first_epoch]
+        path.write_text("".join(json.dumps(line) + "\n" for line in self.metrics))
+        file = logging.FileHandler(folder / "train.log", mode="a" if resumed else "w")
+        self.logger = logging.getLogger(f"lbgat.{folder}")
+        self.logger.setLevel(logging.INFO)
+        self.logger.propagate = False
+        for handler in list(self.logger.handlers):
+            self.logger.removeHandler(handler)
+        file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        self.logger.addHandler(file)
+        self.logger.addHandler(logging.StreamHandler(sys.stdout))
+
+    def info(self, message: str) -> None:
+        self.logger.info(message)
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        (self.folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+    def add_epoch(self, metrics: dict[str, Any]) -> None:
+        """Append one epoch's line to metrics.jsonl."""
+        self.metrics.append(metrics)
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def plot(self, final: bool) -> None:
+        """Draw curves.png from all epochs so far, at most every half minute unless it is the last time."""
+        if not self.metrics or (not final and time.monotonic() < self._next_plot):
+            return
+        if importlib.util.find_spec("matplotlib") is None:
+            if final:
+                self.info("curves.png is not drawn: matplotlib is not installed (pip install matplotlib)")
+            return
+        from engine.plots import plot_curves
+
+        plot_curves(self.metrics, self.folder / "curves.png")
+        self._next_plot = time.monotonic() + SECONDS_BETWEEN_PLOTS
+
+    def close(self) -> None:
+        for handler in list(self.logger.handlers):
+            self.logger.removeHandler(handler)
+            if isinstance(handler, logging.FileHandler):
+                handler.close()

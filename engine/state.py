@@ -1,0 +1,45 @@
+"""The whole state of a training run, and whether it is this run's."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.checkpoint import FORMAT, load_file
+from engine.config import TrainConfig, flag
+from engine.errors import UserError
+
+# What may differ between a run and its continuation without making it another run.
+FREE_ON_RESUME = {
+    "epochs", "device", "mark", "data_dir", "log_dir", "checkpoint_dir", "resume", "max_minutes", "save_freq",
+    "log_interval",
+}  # fmt: skip
+
+
+def load_training_state(path: Path, config: TrainConfig, data: str, device: torch.device) -> dict[str, Any]:
+    """The state of an interrupted run, after making sure that it is this run.
+
+    Args:
+        path: a ``last.pt``.
+        config: the settings now; data: fingerprint of the data set now.
+
+    Raises:
+        UserError: no training state, or of a run with other settings or data; the sentence lists what differs.
+    """
+    state = load_file(path, device)
+    if not isinstance(state, dict) or state.get("format") != FORMAT or "optimizer" not in state:
+        raise UserError(f"{path} is no training state to go on from: pass a last.pt, or --resume none")
+    differ = [
+        f"{flag(name)} {state['config'].get(name)} then, {value} now"
+        for name, value in dataclasses.asdict(config).items()
+        if name not in FREE_ON_RESUME and state["config"].get(name) != value
+    ]
+    if state["data"] != data:
+        differ.append("the images are not the same")
+    if differ:
+        raise UserError(
+            f"{path} is of another run ({'; '.join(differ)}): use the same settings, another --mark, "
+            "or --resume none to replace it"
+        )
+    return state

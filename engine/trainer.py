@@ -1,0 +1,302 @@
+"""The training loop."""
+
+import dataclasses
+import signal
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from attacks.pgd import AttackSpec, starting_point
+from datasets import Dataset, load_dataset
+from datasets.loader import Loader, hold_out, to_device
+from engine.checkpoint import FORMAT, load_strictly, save_atomically
+from engine.config import TrainConfig
+from engine.device import choose_device, describe, set_precision
+from engine.errors import UserError, ensure_writable
+from engine.evaluation import evaluate
+from engine.logger import RunLog
+from engine.schedule import learning_rate
+from engine.state import load_training_state
+from engine.step import TrainStep
+from losses import create_objective
+from models import create_model
+
+SECONDS_BETWEEN_SAVES = 600.0  # within an epoch; a kill -9 costs at most this much
+
+
+class Stopped(Exception):
+    """Training stopped before its end, on a signal or at --max-minutes; the state is saved."""
+
+
+class Trainer:
+    """Trains one student as the config says; everything random depends on (seed, epoch, step) alone.
+
+    Raises:
+        UserError: impossible settings, unreadable data or checkpoint, unwritable folders.
+    """
+
+    def __init__(self, config: TrainConfig):
+        self.config = config
+        self.device = choose_device(config.device)
+        self.autocast = set_precision(config.precision, self.device)
+        self.log_folder = Path(config.log_dir) / config.run_name
+        self.checkpoint_folder = Path(config.checkpoint_dir) / config.run_name
+
+        dataset = load_dataset(config.dataset, config.data_dir)
+        self._load_data(dataset)
+        torch.manual_seed(config.seed)
+        self.student = create_model(config.student, dataset.num_classes).to(self.device)
+        self.objective = create_objective(config.method, beta=config.beta).to(self.device)
+        self.guide = None
+        if "guide" in self.objective.passes:
+            self.guide = create_model(config.guide, dataset.num_classes).to(self.device)
+        self.optimizer = torch.optim.SGD(
+            [p for model in (self.student, self.guide) if model is not None for p in model.parameters()],
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+        self.attack = AttackSpec(
+            config.epsilon, config.step_size, config.num_steps, config.norm, start=self.objective.start
+        )
+        self.step = TrainStep(self.student, self.guide, self.objective, self.optimizer, self.attack, self.autocast)
+
+        self.epoch, self.steps_done = 1, 0  # the epoch in progress, and how much of it is done
+        self.sums: dict[str, Tensor] = {}  # of the epoch in progress: each term, summed over its images
+        self.seconds = 0.0  # spent in the steps of the epoch in progress
+        self.best: dict[str, Any] = {}
+        self.epochs_here = 0
+        self._stop_reason = ""
+        self._resume()
+
+    def _load_data(self, dataset: Dataset) -> None:
+        config = self.config
+        kept, held_out = hold_out(len(dataset.x_train), config.val_size, config.seed)
+        kept = kept[: config.limit_train or None]
+        images, labels = to_device(dataset.x_train[kept], dataset.y_train[kept], self.device)
+        self.loader = Loader(images, labels, config.batch_size, config.seed, dataset.padding, dataset.flip)
+        if config.val_size:
+            x, y, self.eval_split = dataset.x_train[held_out], dataset.y_train[held_out], "validation"
+        else:
+            x, y, self.eval_split = dataset.x_test, dataset.y_test, "test"
+        self.x_eval, self.y_eval = to_device(x, y, self.device)
+        self.data_fingerprint = dataset.fingerprint()
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """Train to the last epoch.
+
+        Raises:
+            Stopped: on Ctrl-C, SIGTERM or --max-minutes, after saving last.pt.
+            UserError: the loss is no longer finite (last.pt stays the last good one), or a file cannot be written.
+        """
+        ensure_writable(self.checkpoint_folder, "--checkpoint-dir")
+        self.log = RunLog(self.log_folder, self.epoch, resumed=(self.epoch, self.steps_done) != (1, 0))
+        handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.started = self.last_save = time.monotonic()
+        try:
+            self._announce()
+            for epoch in range(self.epoch, self.config.epochs + 1):
+                self._train_epoch(epoch)
+                self._finish_epoch(epoch)
+            self.log.plot(final=True)
+            self.log.info(f"finished: {self.checkpoint_folder}/last.pt, best.pt is epoch {self.best.get('epoch')}")
+        except Stopped:
+            self.log.plot(final=True)
+            raise
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            self.log.close()
+
+    def _train_epoch(self, epoch: int) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, epoch)
+        first = self.steps_done
+        batches = tqdm(
+            self.loader.epoch(epoch, first),
+            total=len(self.loader),
+            initial=first,
+            desc=f"epoch {epoch}/{self.config.epochs}",
+            unit="step",
+            leave=False,
+            disable=None,
+        )
+        for x, y in batches:
+            begin = time.perf_counter()
+            start = None
+            if "adv" in self.objective.passes:
+                start = starting_point(x, self.attack, self._generator(epoch, self.steps_done))
+            _, terms = self.step(x, y, start)
+            for name, term in terms.items():
+                self.sums[name] = self.sums.get(name, 0) + term.double() * len(x)
+            self.steps_done += 1
+            last = self.steps_done == len(self.loader)
+            # On a GPU, looking at the loss waits for it: not in every step.
+            if self.device.type == "cpu" or last or self.steps_done % self.config.log_interval == 0:
+                self._check_loss()
+            self.seconds += time.perf_counter() - begin
+            if self.steps_done % self.config.log_interval == 0:
+                seen = min(self.steps_done * self.config.batch_size, len(self.loader.images))
+                batches.set_postfix(loss=f"{sum(self.sums.values()).item() / seen:.4f}")
+            self._save_or_stop()
+
+    def _finish_epoch(self, epoch: int) -> None:
+        """Evaluate, log, and save; the next epoch starts with fresh sums."""
+        n = len(self.loader.images)
+        terms = {name: value.item() / n for name, value in self.sums.items()}
+        metrics = {
+            "epoch": epoch,
+            "lr": learning_rate(self.config, epoch),
+            "loss": sum(terms.values()),
+            "terms": terms,
+            "split": self.eval_split,
+            **evaluate(
+                self.student,
+                self.guide,
+                self.x_eval,
+                self.y_eval,
+                self.config,
+                autocast=self.autocast,
+                on_batch=self._save_or_stop,
+            ),
+            "images_per_second": n / self.seconds,
+            "seconds": self.seconds,
+        }
+        self.log.add_epoch(metrics)
+        self._log_epoch(metrics)
+        # A method without an attack has no robust accuracy worth choosing by.
+        criterion = "student_robust" if "adv" in self.objective.passes else "student_clean"
+        is_best = metrics[criterion] > self.best.get(criterion, -1.0)
+        if is_best:
+            self.best = {"epoch": epoch, "chosen_by": criterion, "chosen_on": self.eval_split, **metrics}
+        self.epoch, self.steps_done, self.sums, self.seconds = epoch + 1, 0, {}, 0.0
+        self._save_last()
+        if is_best:
+            weights = {"format": FORMAT, "config": dataclasses.asdict(self.config), "student": self._student_state()}
+            save_atomically({**weights, "best": self.best}, self.checkpoint_folder / "best.pt")
+        if epoch % self.config.save_freq == 0 or epoch == self.config.epochs:
+            save_atomically(self._student_state(), self.checkpoint_folder / f"student-epoch{epoch:03d}.pt")
+        self.log.plot(final=False)
+
+    def _generator(self, epoch: int, step: int) -> torch.Generator:
+        seed = np.random.SeedSequence((self.config.seed, epoch, step)).generate_state(1)[0]
+        return torch.Generator(self.device).manual_seed(int(seed))
+
+    # -- what the log says ---------------------------------------------------------------------------------------
+
+    def _announce(self) -> None:
+        config = self.config
+        self.log.write_config({**dataclasses.asdict(config), "hardware": describe(self.device), "command": sys.argv})
+        guide = f", guide {config.guide}" if self.guide is not None else ""
+        self.log.info(
+            f"{config.run_name}: {config.method}, student {config.student}{guide}, {config.dataset} "
+            f"({len(self.loader.images)} training images), epsilon {config.epsilon:.4g} {config.norm}, "
+            f"{config.precision}, {describe(self.device)}"
+        )
+        if config.precision == "tf32" and self.device.type == "cpu":
+            self.log.info("tf32 changes nothing on a CPU")
+        if self.eval_split == "test":
+            self.log.info(
+                "best.pt is chosen on the TEST set, so its figures are optimistic: --val-size N chooses on held-out "
+                "training images instead; last.pt involves no choice"
+            )
+        if self.epoch > config.epochs:
+            self.log.info(f"already trained for {self.epoch - 1} epochs: nothing to do")
+        elif (self.epoch, self.steps_done) != (1, 0):
+            self.log.info(f"going on in epoch {self.epoch} after {self.steps_done} of {len(self.loader)} steps")
+
+    def _log_epoch(self, m: dict[str, Any]) -> None:
+        terms = " ".join(f"{name} {value:.4f}" for name, value in m["terms"].items())
+        guide = f", guide {m['guide_clean']:.2f}%" if "guide_clean" in m else ""
+        # Time left from the epochs of this process: evaluation and saving included.
+        self.epochs_here += 1
+        left = (time.monotonic() - self.started) / self.epochs_here * (self.config.epochs - m["epoch"])
+        self.log.info(
+            f"epoch {m['epoch']}/{self.config.epochs}  lr {m['lr']:g}  loss {m['loss']:.4f} ({terms})  "
+            f"{m['split']}: clean {m['student_clean']:.2f}%, PGD-20 {m['student_robust']:.2f}%{guide}  "
+            f"{m['images_per_second']:.0f} images/s  left {timedelta(seconds=round(left))}"
+        )
+
+    # -- stopping, saving, resuming ------------------------------------------------------------------------------
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if self._stop_reason and number == signal.SIGINT:
+            raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step's end
+        self._stop_reason = signal.Signals(number).name
+
+    def _save_or_stop(self) -> None:
+        """After every batch: save now and then; save and stop if asked to."""
+        minutes = (time.monotonic() - self.started) / 60
+        if self.config.max_minutes and minutes >= self.config.max_minutes and not self._stop_reason:
+            self._stop_reason = f"--max-minutes {self.config.max_minutes:g}"
+        if self._stop_reason:
+            self._save_last()
+            self.log.info(
+                f"stopped by {self._stop_reason} in epoch {self.epoch} after {self.steps_done} of {len(self.loader)} "
+                f"steps: the same command with --resume auto goes on exactly from here"
+            )
+            raise Stopped(self._stop_reason)
+        if time.monotonic() - self.last_save > SECONDS_BETWEEN_SAVES:
+            self._save_last()
+
+    def _check_loss(self) -> None:
+        terms = {name: value.item() for name, value in self.sums.items()}
+        if not all(np.isfinite(value) for value in terms.values()):
+            raise self._not_finite(f"the loss ({', '.join(n for n, v in terms.items() if not np.isfinite(v))})")
+
+    def _not_finite(self, what: str) -> UserError:
+        last = self.checkpoint_folder / "last.pt"
+        kept = f"{last} is the last good state" if last.exists() else "no state was saved yet"
+        return UserError(
+            f"{what} is no longer finite in epoch {self.epoch}, step {self.steps_done}; {kept}: "
+            f"try a lower --lr (now {learning_rate(self.config, self.epoch):g}) or --precision fp32"
+        )
+
+    def _student_state(self) -> dict[str, Tensor]:
+        """Plain state dict on the CPU, as the published programs save it."""
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in self.student.state_dict().items()}
+
+    def _save_last(self) -> None:
+        if self.steps_done:
+            self._check_loss()
+        if not all(torch.isfinite(p).all() for p in self.student.parameters()):
+            raise self._not_finite("the student's weights")
+        state = {
+            "format": FORMAT,
+            "config": dataclasses.asdict(self.config),
+            "data": self.data_fingerprint,
+            "student": self.student.state_dict(),
+            "guide": self.guide.state_dict() if self.guide is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "objective": self.objective.state_dict(),
+            "epoch": self.epoch,
+            "steps_done": self.steps_done,
+            "sums": self.sums,
+            "seconds": self.seconds,
+            "best": self.best,
+        }
+        save_atomically(state, self.checkpoint_folder / "last.pt")
+        self.last_save = time.monotonic()
+
+    def _resume(self) -> None:
+        choice = self.config.resume
+        path = self.checkpoint_folder / "last.pt" if choice == "auto" else Path(choice)
+        if choice == "none" or (choice == "auto" and not path.exists()):
+            return
+        state = load_training_state(path, self.config, self.data_fingerprint, self.device)
+        load_strictly(self.student, state["student"], path)
+        if self.guide is not None:
+            load_strictly(self.guide, state["guide"], path)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.objective.load_state_dict(state["objective"])
+        self.epoch, self.steps_done = state["epoch"], state["steps_done"]
+        self.sums, self.seconds, self.best = state["sums"], state["seconds"], state["best"]

@@ -1,0 +1,21 @@
+#!/usr/bin/env python3
+"""Train a robust student with its guide (LBGAT), or by another method: ``python train_lbgat.py --help``."""
+
+import sys
+
+from engine.config import parse_train
+from engine.errors import run_program
+from engine.trainer import Stopped, Trainer
+
+EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
+
+
+def main() -> None:
+    try:
+        Trainer(parse_train()).fit()
+    except Stopped as stopped:
+        sys.exit(EXIT_CODES.get(str(stopped), 0))
+
+
+if __name__ == "__main__":
+    run_program(main)
