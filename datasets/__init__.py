@@ -36,10 +36,10 @@ class Dataset:
             where = f"data set {self.name!r}, {split} split"
             if x.dtype != np.uint8 or x.ndim != 4 or x.shape[-1] != 3:
                 raise UserError(f"{where}: images are {x.dtype} {x.shape}, they must be uint8 (N, H, W, 3)")
-            if len(x) != len(y) or len(x) == 0:
-                raise UserError(f"{where}: {len(x)} images but {len(y)} labels")
             if not np.issubdtype(y.dtype, np.integer) or y.ndim != 1:
                 raise UserError(f"{where}: labels are {y.dtype} {y.shape}, they must be integers (N,)")
+            if len(x) != len(y) or len(x) == 0:
+                raise UserError(f"{where}: {len(x)} images but {len(y)} labels")
             if y.min() < 0 or y.max() >= self.num_classes:
                 raise UserError(
                     f"{where}: labels run from {y.min()} to {y.max()}, outside the {self.num_classes} classes"

@@ -1,6 +1,5 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009), from one npz file or through torchvision."""
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +23,17 @@ def load_npz(name: str, path: Path) -> Dataset:
             if missing:
                 raise UserError(f"{path} lacks the keys {', '.join(missing)}: it must hold {', '.join(KEYS)}")
             arrays = {key: file[key] for key in KEYS}
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, AttributeError) as error:
+        # numpy hands back the bytes of a member that it cannot read.
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise ValueError("a key holds no array")
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file makes zipfile, zlib, tokenize and numpy raise nearly anything
         raise UserError(f"{path} is not a readable npz file ({error}): write or copy it again") from error
-    class_names = tuple(map(str, arrays.pop("class_names")))
+    names = arrays.pop("class_names")
+    if names.ndim != 1:
+        raise UserError(f"{path}: class_names has the shape {names.shape}, it must be a list of names")
+    class_names = tuple(map(str, names))
     if name in NUM_CLASSES and len(class_names) != NUM_CLASSES[name]:
         raise UserError(f"{path} names {len(class_names)} classes, {name} has {NUM_CLASSES[name]}")
     return Dataset(name=name, class_names=class_names, **arrays)
