@@ -14,7 +14,7 @@ GUIDE_ALIASES = {"ResNet18_cifar": "resnet18-guide"}
 NORMS = ("linf", "l2")
 
 
-def parse_epsilon(text: str | float) -> float:
+def parse_epsilon(text: str | float, what: str = "epsilon") -> float:
     """``0.031``, ``8/255`` or the published spelling ``8.0`` of 8/255 -> a radius in [0, 1].
 
     Raises:
@@ -22,13 +22,17 @@ def parse_epsilon(text: str | float) -> float:
     """
     try:
         value = float(Fraction(str(text).replace(" ", "")))
-    except (ValueError, ZeroDivisionError) as error:
-        raise UserError(f"epsilon {text!r} is not a number: write 0.031 or 8/255") from error
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
+        raise UserError(f"{what} {text!r} is not a number: write 0.031 or 8/255") from error
     if value == 8:
         return 8 / 255
     if not 0 <= value <= 1:
-        raise UserError(f"epsilon {text} is outside [0, 1], the range of a pixel: write 0.031 or 8/255")
+        raise UserError(f"{what} {text} is outside [0, 1], the range of a pixel: write 0.031 or 8/255")
     return value
+
+
+def parse_step_size(text: str | float) -> float:
+    return parse_epsilon(text, "step size")
 
 
 def parse_model(text: str) -> str:
@@ -63,7 +67,7 @@ class CommonConfig:
     log_dir: str = option("Logs", "logs go to LOG_DIR/MARK")
 
     def __post_init__(self) -> None:
-        parse_epsilon(self.epsilon)
+        object.__setattr__(self, "epsilon", parse_epsilon(self.epsilon))
         _require(self.norm in NORMS, f"--norm {self.norm}: choose {' or '.join(NORMS)}")
         _require(
             re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
@@ -99,7 +103,7 @@ class TrainConfig(CommonConfig):
     )
     momentum: float = option(0.9, "of SGD")
     weight_decay: float = option(2e-4, "of SGD", aliases=("--wd",))
-    step_size: float = option(0.007, "of the training attack, in [0, 1] like epsilon", parse=parse_epsilon)
+    step_size: float = option(0.007, "of the training attack, in [0, 1] like epsilon", parse=parse_step_size)
     num_steps: int = option(10, "steps of the training attack")
     precision: str = option("fp32", "arithmetic of the forward passes", choices=("fp32", "tf32", "bf16"))
     limit_train: int = option(0, "use only the first N training images; 0 is all")
@@ -113,12 +117,16 @@ class TrainConfig(CommonConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "step_size", parse_step_size(self.step_size))
         for name in ("epochs", "batch_size", "num_steps", "eval_size", "save_freq", "log_interval"):
             _require(getattr(self, name) >= 1, f"{flag(name)} {getattr(self, name)} must be at least 1")
         for name in ("beta", "weight_decay", "limit_train", "val_size", "max_minutes"):
             _require(0 <= getattr(self, name) < math.inf, f"{flag(name)} {getattr(self, name)} must be 0 or more")
         for name in ("lr", "step_size", "warmup_factor"):
             _require(0 < getattr(self, name) < math.inf, f"{flag(name)} {getattr(self, name)} must be above 0")
+        _require(
+            all(epoch >= 1 for epoch in self.decay_epochs), f"--decay-epochs {self.decay_epochs}: epochs start at 1"
+        )
         _require(0 <= self.momentum < 1, f"--momentum {self.momentum} must be in [0, 1)")
         _require(self.precision in ("fp32", "tf32", "bf16"), f"--precision {self.precision}: choose fp32, tf32 or bf16")
 

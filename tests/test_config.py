@@ -1,0 +1,270 @@
+"""Defaults, command lines and impossible settings of both programs."""
+
+import dataclasses
+import math
+
+import pytest
+
+from engine.config import EvalConfig, TrainConfig, flag, parse_epsilon, parse_eval, parse_train
+from engine.errors import UserError
+
+
+def train(line=""):
+    return parse_train(line.split())
+
+
+def evaluate(line=""):
+    return parse_eval(line.split())
+
+
+def test_defaults_are_the_published_recipe():
+    config = train()
+    assert config == TrainConfig()
+    assert (config.method, config.beta, config.student, config.guide) == ("lbgat", 6.0, "wrn-34-10", "resnet18-guide")
+    assert (config.epochs, config.batch_size) == (100, 128)
+    assert (config.lr, config.momentum, config.weight_decay) == (0.1, 0.9, 2e-4)
+    assert (config.warmup_factor, config.decay_epochs) == (0.2, (76, 91))
+    assert (config.norm, config.epsilon, config.step_size, config.num_steps) == ("linf", 0.031, 0.007, 10)
+    assert (config.precision, config.limit_train, config.val_size, config.resume) == ("fp32", 0, 0, "auto")
+    assert (config.dataset, config.device, config.log_dir, config.checkpoint_dir) == (
+        "digits",
+        "auto",
+        "Logs",
+        "checkpoints",
+    )
+
+
+def test_evaluation_defaults():
+    config = evaluate()
+    assert config == EvalConfig()
+    assert (config.version, config.epsilon, config.norm, config.n_examples) == ("standard", 0.031, "linf", 0)
+    assert (config.dataset, config.student) == ("auto", "auto")
+
+
+OTHER = {
+    TrainConfig: {
+        "method": "trades", "dataset": "cifar10", "student": "resnet18", "guide": "wrn-10-1", "beta": 0.5, "epochs": 7,
+        "batch_size": 3, "lr": 0.3, "warmup_factor": 1.0, "decay_epochs": (5, 6), "momentum": 0.5, "weight_decay": 0.1,
+        "step_size": 0.01, "num_steps": 2, "precision": "bf16", "limit_train": 11, "val_size": 12, "eval_size": 13,
+        "save_freq": 14, "log_interval": 15, "max_minutes": 1.5, "resume": "none", "checkpoint_dir": "c",
+    },
+    EvalConfig: {
+        "checkpoint": "a.pt", "dataset": "digits", "student": "wrn-10-1", "version": "custom", "attacks": "square",
+        "batch_size": 9, "n_examples": 8,
+    },
+}  # fmt: skip
+COMMON = {
+    "data_dir": "d", "norm": "l2", "epsilon": 0.5, "device": "cpu", "seed": 5, "mark": "my-run_1.2+x", "log_dir": "l",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("parse", "config"), [(parse_train, TrainConfig), (parse_eval, EvalConfig)])
+def test_every_field_has_a_flag(parse, config):
+    values = {**COMMON, **OTHER[config]}
+    fields = {f.name: f for f in dataclasses.fields(config)}
+    # A field that is new must be added above; evaluation's own tests may know more of them.
+    assert values.keys() <= fields.keys() and (config is EvalConfig or values.keys() == fields.keys())
+    argv = []
+    for name, value in values.items():
+        assert value != fields[name].default
+        argv += [flag(name), ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+    assert parse(argv) == config(**values)
+
+
+@pytest.mark.parametrize(("parse", "config"), [(parse_train, TrainConfig), (parse_eval, EvalConfig)])
+def test_help_names_every_flag_with_its_default(parse, config, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(["--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    text, joined = " ".join(shown.split()), "".join(shown.split())  # lines are broken at hyphens too
+    for f in dataclasses.fields(config):
+        assert flag(f.name) in text and "".join(f.metadata["help"].split()) in joined
+        if isinstance(f.default, (int, float)):
+            assert f"(default: {f.default})" in text
+    assert text.count("(default:") == len(dataclasses.fields(config))
+
+
+# -- published flags -------------------------------------------------------------------------------------------------
+
+
+def test_published_training_flags():
+    line = (
+        "-mark my_run -teacher_model ResNet18_cifar -num_classes 100 --wd 5e-4 --no-cuda --log-interval 100 "
+        "--model-dir out -s 5 --batch-size 64 --epochs 76 --lr 0.05 --momentum 0.8 --epsilon 0.031 --num-steps 7 "
+        "--step-size 0.005 --beta 3.0 --seed 9"
+    )
+    config = train(line)
+    assert (config.mark, config.guide, config.dataset, config.weight_decay) == (
+        "my_run",
+        "resnet18-guide",
+        "cifar100",
+        5e-4,
+    )
+    assert (config.device, config.log_interval, config.checkpoint_dir, config.save_freq) == ("cpu", 100, "out", 5)
+    assert (config.batch_size, config.epochs, config.lr, config.momentum) == (64, 76, 0.05, 0.8)
+    assert (config.num_steps, config.step_size, config.beta, config.seed) == (7, 0.005, 3.0, 9)
+
+
+def test_published_evaluation_flags():
+    config = evaluate("--model-path model.pt --widen_factor 20 --num_classes 10 --dataparallel True --epsilon 8.0")
+    assert (config.checkpoint, config.student, config.dataset) == ("model.pt", "wrn-34-20", "cifar10")
+    assert config.epsilon == 8 / 255
+    assert evaluate("--dataparallel --widen_factor 10").student == "wrn-34-10"
+    assert evaluate("--widen_factor 20 --student wrn-28-10").student == "wrn-28-10"
+
+
+@pytest.mark.parametrize(
+    ("line", "dataset"),
+    [
+        ("-num_classes 10", "cifar10"),
+        ("-num_classes 100", "cifar100"),
+        ("-num_classes 10 --dataset digits", "digits"),
+        ("-num_classes 100 --dataset mine", "mine"),
+    ],
+)
+def test_num_classes_chooses_the_data_set(line, dataset):
+    assert train(line).dataset == dataset
+    assert evaluate(line.replace("-num", "--num")).dataset == dataset
+
+
+@pytest.mark.parametrize("line", ["-num_classes 10 --dataset cifar100", "-num_classes 100 --dataset digits"])
+def test_num_classes_contradicts_the_data_set(line):
+    with pytest.raises(UserError, match=r"does not have 10+ classes"):
+        train(line)
+
+
+# -- numbers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0.031", 0.031),
+        ("8/255", 8 / 255),
+        (" 8 / 255 ", 8 / 255),
+        ("8.0", 8 / 255),  # as the published evaluation spells it
+        ("8", 8 / 255),
+        ("0", 0.0),
+        ("1", 1.0),
+        ("3e-2", 0.03),
+        (0.5, 0.5),
+        (8.0, 8 / 255),
+    ],
+)
+def test_epsilon(text, value):
+    assert parse_epsilon(text) == value
+    assert TrainConfig(epsilon=text).epsilon == value  # also without a command line
+    assert EvalConfig(epsilon=text).epsilon == value
+
+
+BAD_EPSILON = ["-0.1", "-1/255", "1.01", "255", "8.5", "abc", "", "nan", "inf", "8/0", "1e400", "8/255/2", "0,031"]
+
+
+@pytest.mark.parametrize("text", BAD_EPSILON)
+def test_impossible_epsilon(text):
+    for parse in (parse_train, parse_eval):
+        with pytest.raises(UserError, match=r"^epsilon .*(is not a number|is outside \[0, 1\]).*write 0.031 or 8/255"):
+            parse([f"--epsilon={text}"])
+    with pytest.raises(UserError, match=r"^step size .*(is not a number|is outside \[0, 1\])"):
+        parse_train([f"--step-size={text}"])
+
+
+def test_step_size_is_read_like_epsilon():
+    assert train("--step-size 2/255").step_size == 2 / 255
+    with pytest.raises(UserError, match=r"--step-size 0\.0 must be above 0"):
+        train("--step-size 0")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("76,91", (76, 91)), ("", ()), ("100, 150", (100, 150)), ("75,90,100", (75, 90, 100))]
+)
+def test_decay_epochs(text, value):
+    assert parse_train(["--decay-epochs", text]).decay_epochs == value
+
+
+IMPOSSIBLE = {
+    "--epochs 0": "--epochs 0 must be at least 1",
+    "--epochs 1.5": "--epochs: invalid int value: '1.5'",
+    "--batch-size 0": "--batch-size 0 must be at least 1",
+    "--batch-size -3": "--batch-size -3 must be at least 1",
+    "--batch-size many": "--batch-size: invalid int value: 'many'",
+    "--num-steps 0": "--num-steps 0 must be at least 1",
+    "--eval-size 0": "--eval-size 0 must be at least 1",
+    "--save-freq 0": "--save-freq 0 must be at least 1",
+    "--log-interval 0": "--log-interval 0 must be at least 1",
+    "--beta -1": "--beta -1.0 must be 0 or more",
+    "--beta nan": "--beta nan must be 0 or more",
+    "--weight-decay=-1e-4": "--weight-decay -0.0001 must be 0 or more",
+    "--limit-train -1": "--limit-train -1 must be 0 or more",
+    "--val-size -1": "--val-size -1 must be 0 or more",
+    "--max-minutes -1": "--max-minutes -1.0 must be 0 or more",
+    "--max-minutes inf": "--max-minutes inf must be 0 or more",
+    "--lr 0": "--lr 0.0 must be above 0",
+    "--lr nan": "--lr nan must be above 0",
+    "--lr inf": "--lr inf must be above 0",
+    "--warmup-factor 0": "--warmup-factor 0.0 must be above 0",
+    "--momentum 1": "--momentum 1.0 must be in",
+    "--momentum -0.1": "--momentum -0.1 must be in",
+    "--seed -1": "--seed -1 must be a non-negative integer",
+    "--seed 9223372036854775808": "--seed 9223372036854775808 must be",
+    "--device gpu": "--device gpu: choose auto, cpu, cuda or cuda:N",
+    "--norm l1": "--norm: invalid choice: 'l1'",
+    "--precision fp16": "--precision: invalid choice: 'fp16'",
+    "--mark a/b": "--mark 'a/b' names a folder",
+    "--mark ..": "--mark '..' names a folder",
+    "--decay-epochs 76;91": "'76;91' is not a list of epochs: write 76,91",
+    "--decay-epochs 0,5": "--decay-epochs (0, 5): epochs start at 1",
+    "-num_classes 7": "-num_classes 7: CIFAR has 10 or 100",
+    "--learning-rate 1": "unrecognized arguments: --learning-rate 1",
+    "--batch 3": "unrecognized arguments: --batch 3",  # no abbreviations
+    "--lr": "--lr: expected one argument",
+}
+
+
+@pytest.mark.parametrize("line", IMPOSSIBLE)
+def test_impossible_training_settings(line):
+    with pytest.raises(UserError) as caught:
+        train(line)
+    assert IMPOSSIBLE[line] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"norm": "l1"}, "--norm l1"),
+        ({"precision": "fp16"}, "--precision fp16"),
+        ({"epsilon": math.nan}, "epsilon nan"),
+    ],
+)
+def test_impossible_settings_without_a_command_line(values, message):
+    with pytest.raises(UserError, match=message):
+        TrainConfig(**values)
+
+
+def test_impossible_evaluation_settings():
+    for line, message in {
+        "--batch-size 0": "--batch-size 0 must be at least 1",
+        "--n-examples -1": "--n-examples -1 must be 0",
+        "--version custom": "--attacks goes with --version custom",
+        "--attacks square": "--attacks goes with --version custom",
+        "--version fast": "invalid choice: 'fast'",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            evaluate(line)
+        assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("--dataset cifar100 --beta 0", "lbgat0-cifar100-wrn34-10"),
+        ("--dataset cifar10 --student wrn-34-20", "lbgat6-cifar10-wrn34-20"),
+        ("--method trades --dataset cifar10 --beta 1.5", "trades1.5-cifar10-wrn34-10"),
+        ("--method at --dataset cifar10 --student resnet18", "at-cifar10-resnet18"),
+        ("--mark mine --dataset cifar10", "mine"),
+    ],
+)
+def test_run_name(line, name):
+    assert train(line).run_name == name
