@@ -83,7 +83,9 @@ def test_equals_the_slow_reference(batch, spec, method, value):
     model, objective = net(), create_objective(method, beta=6.0)
     start = starting_point(x, spec, torch.Generator().manual_seed(9))
     with frozen(model):
-        x_adv = perturb(model, x, y, objective.inner, spec, start, objective.inner_uses_clean)
+        x_adv = perturb(
+            model, x, y, inner=objective.inner, spec=spec, start=start, uses_clean=objective.inner_uses_clean
+        )
     torch.testing.assert_close(x_adv, slow_attack(model, x, y, value, spec, start), rtol=0, atol=1e-9)
     assert not x_adv.requires_grad
 
@@ -95,7 +97,7 @@ def test_stays_in_the_ball_and_in_the_pixel_range(batch, spec, dtype):
     model = net().to(dtype)
     start = starting_point(x, spec, torch.Generator().manual_seed(1))
     with frozen(model):
-        x_adv = perturb(model, x, y, create_objective("at").inner, spec, start, uses_clean=False)
+        x_adv = perturb(model, x, y, inner=create_objective("at").inner, spec=spec, start=start, uses_clean=False)
     assert x_adv.shape == x.shape and x_adv.dtype == dtype
     assert x_adv.min() >= 0 and x_adv.max() <= 1
     delta = (x_adv - x).double().flatten(1)
@@ -111,7 +113,7 @@ def test_it_raises_what_it_maximises(batch, spec):
     model, objective = net(), create_objective("trades", beta=6.0)
     start = starting_point(x, spec, torch.Generator().manual_seed(2))
     with frozen(model):
-        x_adv = perturb(model, x, y, objective.inner, spec, start)
+        x_adv = perturb(model, x, y, inner=objective.inner, spec=spec, start=start)
         nat = model(x)
         before, after = (objective.inner(model(images), nat, y).sum().item() for images in (start, x_adv))
     assert after > 3 * before
@@ -134,7 +136,7 @@ def test_one_step_on_a_linear_model_in_closed_form(norm):
     y = torch.tensor([2, 0])
     spec = AttackSpec(epsilon=0.1, step_size=0.06, num_steps=1, norm=norm)
     with frozen(model):
-        x_adv = perturb(model, x, y, create_objective("at").inner, spec, x, uses_clean=False)
+        x_adv = perturb(model, x, y, inner=create_objective("at").inner, spec=spec, start=x, uses_clean=False)
     # d CE / d x = W^T (softmax(W x) - e_y)
     error = (x.flatten(1) @ model.weight.T).softmax(1) - torch.eye(3, dtype=torch.float64)[y]
     gradient = (error @ model.weight).detach().view_as(x)
@@ -164,7 +166,9 @@ def test_epsilon_zero_gives_the_clean_image(batch):
     for norm in ("linf", "l2"):
         spec = AttackSpec(epsilon=0.0, step_size=0.007, num_steps=2, norm=norm)
         with frozen(model):
-            x_adv = perturb(model, x, y, create_objective("at").inner, spec, x + 0.001, uses_clean=False)
+            x_adv = perturb(
+                model, x, y, inner=create_objective("at").inner, spec=spec, start=x + 0.001, uses_clean=False
+            )
         assert torch.equal(x_adv, x)
 
 
@@ -178,10 +182,10 @@ def test_clean_logits_are_computed_once_and_only_where_needed(batch):
 
     spec = AttackSpec(epsilon=0.031, step_size=0.007, num_steps=3)
     with frozen(model):
-        perturb(forward, x, y, create_objective("trades", beta=1.0).inner, spec, x + 0.001)
+        perturb(forward, x, y, inner=create_objective("trades", beta=1.0).inner, spec=spec, start=x + 0.001)
         assert calls == [(True, False)] + [(False, True)] * 3
         calls.clear()
-        perturb(forward, x, y, create_objective("at").inner, spec, x + 0.001, uses_clean=False)
+        perturb(forward, x, y, inner=create_objective("at").inner, spec=spec, start=x + 0.001, uses_clean=False)
         assert calls == [(False, True)] * 3
 
 
@@ -221,7 +225,7 @@ def test_leaves_the_model_as_it_found_it(batch, fails):
     spec = AttackSpec(epsilon=0.031, step_size=0.007, num_steps=2)
     try:
         with frozen(model):
-            perturb(model, x, y, inner, spec, x + 0.001)
+            perturb(model, x, y, inner=inner, spec=spec, start=x + 0.001)
     except ZeroDivisionError:
         assert fails
     assert_same(before, snapshot(model))
@@ -234,7 +238,7 @@ def test_does_not_write_to_its_inputs(batch):
     model = net()
     spec = AttackSpec(epsilon=0.031, step_size=0.007, num_steps=2)
     with frozen(model):
-        perturb(model, x, y, create_objective("at").inner, spec, start, uses_clean=False)
+        perturb(model, x, y, inner=create_objective("at").inner, spec=spec, start=start, uses_clean=False)
     assert all(torch.equal(a, b) for a, b in zip((x, y, start), copies, strict=True))
     assert not x.requires_grad and not start.requires_grad
 
