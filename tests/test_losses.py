@@ -134,20 +134,29 @@ def test_trades_detaches_nothing(logits):
     torch.testing.assert_close(actual["nat"], certain + kl, rtol=1e-10, atol=1e-12)
 
 
-class Recorder(nn.Module):
-    """A small classifier that notes each train-mode pass: who, on which images, with or without gradient."""
+class Small(nn.Module):
+    """A small classifier with BatchNorm."""
 
-    def __init__(self, who, notes):
+    def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 3, padding=1)
         self.bn = nn.BatchNorm2d(4)
         self.fc = nn.Linear(4, C)
-        self.who, self.notes = who, notes
 
     def forward(self, x):
-        if self.training:
-            self.notes.append((self.who, x, torch.is_grad_enabled()))
         return self.fc(self.bn(self.conv(x)).relu().mean((2, 3)))
+
+
+def recorded(who, notes):
+    """A classifier that notes each train-mode pass: who, on which images, with or without gradient."""
+    model = Small()
+
+    def note(module, inputs):
+        if module.training:
+            notes.append((who, inputs[0], torch.is_grad_enabled()))
+
+    model.register_forward_pre_hook(note)
+    return model
 
 
 @pytest.mark.parametrize(
@@ -163,7 +172,7 @@ class Recorder(nn.Module):
 )
 def test_train_mode_passes_in_the_published_order(method, beta, expected):
     notes = []
-    student, guide = Recorder("student", notes), Recorder("guide", notes)
+    student, guide = recorded("student", notes), recorded("guide", notes)
     objective = create_objective(method, beta=beta)
     optimizer = torch.optim.SGD([*student.parameters(), *guide.parameters()], lr=0.1)
     spec = AttackSpec(epsilon=0.1, step_size=0.05, num_steps=2)
@@ -178,8 +187,7 @@ def test_train_mode_passes_in_the_published_order(method, beta, expected):
 
 
 def test_the_step_moves_student_and_guide_and_at_beta_0_too():
-    notes = []
-    student, guide = Recorder("student", notes), Recorder("guide", notes)
+    student, guide = Small(), Small()
     optimizer = torch.optim.SGD([*student.parameters(), *guide.parameters()], lr=0.1)
     before = [p.detach().clone() for p in (*student.parameters(), *guide.parameters())]
     step = TrainStep(student, guide, create_objective("lbgat", beta=0.0), optimizer, AttackSpec(0.1, 0.05, 1))
