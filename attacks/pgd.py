@@ -75,6 +75,7 @@ def perturb(
         x: clean images (B, 3, H, W) in [0, 1].
         y: labels (B,).
         inner: what to maximise, per image: ``inner(adv_logits, nat_logits, y) -> (B,)``.
+        spec: how far and how often to step.
         start: where to begin, shaped like x; see ``starting_point``.
         uses_clean: whether ``inner`` looks at ``nat_logits``; if not it is handed None.
 

@@ -106,6 +106,7 @@ class TrainConfig(CommonConfig):
     step_size: float = option(0.007, "of the training attack, in [0, 1] like epsilon", parse=parse_step_size)
     num_steps: int = option(10, "steps of the training attack")
     precision: str = option("fp32", "arithmetic of the forward passes", choices=("fp32", "tf32", "bf16"))
+    compile: str = option("auto", "torch.compile; auto compiles on CUDA only", choices=("auto", "on", "off"))
     limit_train: int = option(0, "use only the first N training images; 0 is all")
     val_size: int = option(0, "hold out N training images to choose the best checkpoint; 0 chooses on the test set")
     eval_size: int = option(1000, "images on which PGD-20 measures robust accuracy after each epoch")
@@ -128,6 +129,7 @@ class TrainConfig(CommonConfig):
             all(epoch >= 1 for epoch in self.decay_epochs), f"--decay-epochs {self.decay_epochs}: epochs start at 1"
         )
         _require(0 <= self.momentum < 1, f"--momentum {self.momentum} must be in [0, 1)")
+        _require(self.compile in ("auto", "on", "off"), f"--compile {self.compile}: choose auto, on or off")
         _require(self.precision in ("fp32", "tf32", "bf16"), f"--precision {self.precision}: choose fp32, tf32 or bf16")
 
     @property

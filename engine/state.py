@@ -13,7 +13,7 @@ from engine.errors import UserError
 # What may differ between a run and its continuation without making it another run.
 FREE_ON_RESUME = {
     "epochs", "device", "mark", "data_dir", "log_dir", "checkpoint_dir", "resume", "max_minutes", "save_freq",
-    "log_interval",
+    "log_interval", "compile",
 }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """One training step: attack the student, run the method's forward passes in order, minimise the sum of its terms."""
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -7,7 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from attacks.pgd import AttackSpec, frozen, perturb
+from engine.speed import Network, Speedups
 from losses.base import Objective
+
+Result = tuple[Tensor | None, dict[str, Tensor]]
 
 
 class TrainStep:
@@ -19,6 +23,7 @@ class TrainStep:
         optimizer: one optimizer over student and guide.
         attack: the inner maximisation.
         autocast: makes the context in which forward passes run (mixed precision); losses are computed in float32.
+        speedups: optimizations that leave the mathematics as it is.
     """
 
     def __init__(
@@ -29,11 +34,14 @@ class TrainStep:
         optimizer: torch.optim.Optimizer,
         attack: AttackSpec,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
+        speedups: Speedups = Speedups(),  # noqa: B008 (frozen)
     ):
-        self.student, self.guide, self.objective = student, guide, objective
-        self.optimizer, self.attack, self.autocast = optimizer, attack, autocast
+        self.objective, self.optimizer, self.attack, self.speedups = objective, optimizer, attack, speedups
+        self.student = Network(student, speedups, autocast)
+        self.guide = Network(guide, speedups, autocast) if guide is not None else None
+        self._unproven = bool(speedups.compile_for)
 
-    def __call__(self, x: Tensor, y: Tensor, start: Tensor | None) -> tuple[Tensor | None, dict[str, Tensor]]:
+    def __call__(self, x: Tensor, y: Tensor, start: Tensor | None) -> Result:
         """Train on one batch.
 
         Args:
@@ -43,44 +51,65 @@ class TrainStep:
         Returns:
             x' (None without an attack) and the detached terms, whose sum is the loss.
         """
+        if self.speedups.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        if self._unproven and len(x) == self.speedups.compile_for:
+            return self._first_compiled(x, y, start)
+        return self._run(x, y, start)
+
+    def _run(self, x: Tensor, y: Tensor, start: Tensor | None) -> Result:
         x_adv = self.adversarial(x, y, start) if "adv" in self.objective.passes else None
-        terms = self.update(x, x_adv, y)
-        return x_adv, terms
+        return x_adv, self.update(x, x_adv, y)
+
+    def _first_compiled(self, x: Tensor, y: Tensor, start: Tensor | None) -> Result:
+        """The first compiled step; where compilation fails, the same step eagerly, and eager steps from then on."""
+        self._unproven = False
+        networks = [net for net in (self.student, self.guide) if net is not None]
+        buffers = [(b, b.clone()) for net in networks for b in net.model.buffers()]
+        try:
+            return self._run(x, y, start)
+        except Exception as error:  # whatever the compiler raises: the optimizer has not stepped yet
+            warnings.warn(f"torch.compile failed ({str(error).splitlines()[0]}): going on without it", stacklevel=2)
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+            for net in networks:
+                net.run_eagerly()
+            return self._run(x, y, start)
 
     def adversarial(self, x: Tensor, y: Tensor, start: Tensor) -> Tensor:
         """x' by the method's inner maximisation, student in eval mode."""
-        with frozen(self.student):
-            return perturb(
-                lambda images: self._forward(self.student, images),
-                x,
-                y,
-                self.objective.inner,
-                self.attack,
-                start,
-                self.objective.inner_uses_clean,
-            )
+        self.student.refresh()
+        size = self.speedups.micro_batch or len(x)
+        with frozen(self.student.model):
+            parts = [
+                perturb(
+                    self.student.attack_logits,
+                    images,
+                    labels,
+                    self.objective.inner,
+                    self.attack,
+                    begin,
+                    self.objective.inner_uses_clean,
+                )
+                for images, labels, begin in zip(x.split(size), y.split(size), start.split(size), strict=True)
+            ]
+        return torch.cat(parts)
 
     def update(self, x: Tensor, x_adv: Tensor | None, y: Tensor) -> dict[str, Tensor]:
         """One optimizer step on the method's outer loss; returns its detached terms."""
         sources = {"adv": (self.student, x_adv), "nat": (self.student, x), "guide": (self.guide, x)}
         logits = {}
         for name in self.objective.passes:
-            name, only_statistics = name.removesuffix(".no_grad"), name.endswith(".no_grad")
-            model, images = sources[name]
-            model.train()
-            if only_statistics:
+            network, images = sources[name.removesuffix(".no_grad")]
+            network.model.train()
+            if name.endswith(".no_grad"):
                 with torch.no_grad():
-                    self._forward(model, images)
+                    network.train_logits(images)
             else:
-                logits[name] = self._forward(model, images)
+                logits[name] = network.train_logits(images)
         terms = self.objective.outer(logits, y)
         self.optimizer.zero_grad(set_to_none=True)
         sum(terms.values()).backward()
         self.optimizer.step()
         return {name: term.detach() for name, term in terms.items()}
-
-    def _forward(self, model: nn.Module, images: Tensor) -> Tensor:
-        with self.autocast():
-            logits = model(images)
-        # Mixed precision hands back bfloat16; the losses deserve float32.
-        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits

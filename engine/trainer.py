@@ -23,6 +23,7 @@ from engine.errors import UserError, ensure_writable
 from engine.evaluation import evaluate
 from engine.logger import RunLog
 from engine.schedule import learning_rate
+from engine.speed import best_speedups
 from engine.state import load_training_state
 from engine.step import TrainStep
 from losses import create_objective
@@ -45,7 +46,7 @@ class Trainer:
     def __init__(self, config: TrainConfig):
         self.config = config
         self.device = choose_device(config.device)
-        self.autocast = set_precision(config.precision, self.device)
+        autocast = set_precision(config.precision, self.device)
         self.log_folder = Path(config.log_dir) / config.run_name
         self.checkpoint_folder = Path(config.checkpoint_dir) / config.run_name
 
@@ -66,7 +67,8 @@ class Trainer:
         self.attack = AttackSpec(
             config.epsilon, config.step_size, config.num_steps, config.norm, start=self.objective.start
         )
-        self.step = TrainStep(self.student, self.guide, self.objective, self.optimizer, self.attack, self.autocast)
+        speedups = best_speedups(self.device, config.compile, config.batch_size)
+        self.step = TrainStep(self.student, self.guide, self.objective, self.optimizer, self.attack, autocast, speedups)
 
         self.epoch, self.steps_done = 1, 0  # the epoch in progress, and how much of it is done
         self.sums: dict[str, Tensor] = {}  # of the epoch in progress: each term, summed over its images
@@ -160,13 +162,7 @@ class Trainer:
             "terms": terms,
             "split": self.eval_split,
             **evaluate(
-                self.student,
-                self.guide,
-                self.x_eval,
-                self.y_eval,
-                self.config,
-                autocast=self.autocast,
-                on_batch=self._save_or_stop,
+                self.step.student, self.step.guide, self.x_eval, self.y_eval, self.config, on_batch=self._save_or_stop
             ),
             "images_per_second": n / self.seconds,
             "seconds": self.seconds,

@@ -1,0 +1,99 @@
+"""What makes a step fast without changing its result, and the forward passes that come of it."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from models.fold import Folded
+
+
+@dataclass(frozen=True)
+class Speedups:
+    """Which optimizations a step uses; each leaves the mathematics as it is.
+
+    Attributes:
+        channels_last: weights and images in NHWC memory order.
+        fold: the attack runs on a copy of the student with BatchNorm folded into the convolutions.
+        micro_batch: the attack treats this many images at a time, so that their activations stay in a CPU's cache;
+            0 is the whole batch. Images do not see each other in eval mode.
+        compile_for: batches of exactly this size run through torch.compile, any other (an epoch's last) eagerly, so
+            that nothing is ever recompiled; 0 compiles nothing.
+    """
+
+    channels_last: bool = True
+    fold: bool = True
+    micro_batch: int = 0
+    compile_for: int = 0
+
+
+PLAIN = Speedups(channels_last=False, fold=False)
+CPU_MICRO_BATCH = 32
+
+
+def best_speedups(device: torch.device, compile: str, batch_size: int) -> Speedups:
+    """What pays on a device (measured: benchmarks/train_step.py --ablate).
+
+    Args:
+        compile: ``auto`` (on CUDA only: eager is faster on a CPU), ``on`` or ``off``.
+    """
+    compiled = compile == "on" or (compile == "auto" and device.type == "cuda")
+    return Speedups(
+        micro_batch=CPU_MICRO_BATCH if device.type == "cpu" else 0, compile_for=batch_size if compiled else 0
+    )
+
+
+class Network:
+    """The forward passes of one network: in train mode, and (folded, frozen) under attack.
+
+    Args:
+        model: its parameters stay the ones that the optimizer trains; channels_last changes their memory order alone.
+        autocast: makes the context of mixed precision; logits come back as float32 at least.
+    """
+
+    def __init__(
+        self, model: nn.Module, speedups: Speedups, autocast: Callable[[], AbstractContextManager] = nullcontext
+    ):
+        if speedups.channels_last:
+            model.to(memory_format=torch.channels_last)
+        self.model, self.speedups, self.autocast = model, speedups, autocast
+        self._folded = _fold(model) if speedups.fold else None
+        self._train_forward: Callable[[Tensor], Tensor] = model
+        self._attack_forward: Callable[[Tensor], Tensor] = self._folded or model
+        if speedups.compile_for:
+            self._train_forward = torch.compile(model, dynamic=False)
+            self._attack_forward = torch.compile(self._folded.module if self._folded else model, dynamic=False)
+
+    def refresh(self) -> None:
+        """The weights have changed since the last attack."""
+        if self._folded is not None:
+            self._folded.refresh()
+
+    def train_logits(self, images: Tensor) -> Tensor:
+        """Logits (B, C) in the model's present mode, differentiable in the weights."""
+        return self._run(self._train_forward, self.model, images)
+
+    def attack_logits(self, images: Tensor) -> Tensor:
+        """Eval-mode logits (B, C), differentiable in the images; call it inside ``frozen(model)``."""
+        return self._run(self._attack_forward, self._folded or self.model, images)
+
+    def run_eagerly(self) -> None:
+        """Drop what was compiled."""
+        self._train_forward, self._attack_forward = self.model, self._folded or self.model
+
+    def _run(self, forward: Callable[[Tensor], Tensor], eager: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        if len(images) != self.speedups.compile_for:
+            forward = eager
+        with self.autocast():
+            logits = forward(images)
+        # Mixed precision hands back bfloat16; the losses deserve float32.
+        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+def _fold(model: nn.Module) -> Folded | None:
+    try:
+        return Folded(model)
+    except fx.proxy.TraceError:
+        return None  # a forward that depends on values cannot be traced; it is attacked as it is
