@@ -4,8 +4,10 @@ import hashlib
 import os
 import pickle
 import re
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +17,8 @@ from engine.errors import UserError
 FORMAT = "lbgat-training-state-1"
 
 
-def save_atomically(obj: Any, path: Path) -> None:
-    """torch.save that leaves either the old file or the whole new one, also on a full disk or a kill.
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file that is either the old or the whole new one, also on a full disk or a kill.
 
     Raises:
         UserError: the file cannot be written.
@@ -25,13 +27,23 @@ def save_atomically(obj: Any, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            torch.save(obj, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"could not write {path} ({error}): free space or choose another folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_atomically(obj: Any, path: Path) -> None:
+    """torch.save by ``write_atomically``.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    write_atomically(path, lambda file: torch.save(obj, file))
 
 
 def load_file(path: str | Path, device: torch.device | str = "cpu") -> Any:
@@ -43,16 +55,27 @@ def load_file(path: str | Path, device: torch.device | str = "cpu") -> Any:
     if not Path(path).is_file():
         raise UserError(f"no checkpoint at {path}: check the path")
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about foreign pickles, which the sentences below are about
+            return torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() or "Unsupported" in str(error):
+        if _holds_code(path, str(error)):
             raise UserError(
                 f"{path} holds more than weights (pickled code or objects), which is never run here: "
                 "save its plain state_dict and pass that"
             ) from error
-        raise UserError(f"{path} is not a readable checkpoint: download or copy it again") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{path} is truncated or not a checkpoint: download or copy it again") from error
+        raise UserError(f"{path} is not a torch checkpoint: download or copy it again") from error
+    except PermissionError as error:
+        raise UserError(f"{path} may not be read: change its permissions") from error
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise UserError(f"{path} is truncated or not a torch checkpoint: download or copy it again") from error
+
+
+def _holds_code(path: str | Path, message: str) -> bool:
+    """Whether torch refused the file for a class or function in it, rather than for not being a torch file."""
+    with open(path, "rb") as file:
+        bare_pickle = file.read(1) == b"\x80"
+    return bare_pickle or re.search(r"unsupported (global|class)|reduce", message, re.IGNORECASE) is not None
 
 
 def student_state(content: Any, path: str | Path) -> dict[str, Tensor]:
@@ -68,7 +91,11 @@ def student_state(content: Any, path: str | Path) -> dict[str, Tensor]:
             if isinstance(content.get(key), dict):
                 content = content[key]
                 break
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items())
+    ):
         raise UserError(f"{path} does not hold a state dict (names and tensors): pass a network's weights")
     stripped = {name.removeprefix("module."): tensor for name, tensor in content.items()}
     return {name: tensor for name, tensor in stripped.items() if not name.startswith("sub_block1.")}
@@ -116,7 +143,7 @@ def infer_architecture(state: dict[str, Tensor]) -> tuple[str | None, int | None
     else:
         return None, None
     blocks = {int(m[1]) for name in state if (m := re.match(r"block1\.layer\.(\d+)\.", name))}
-    if blocks and "bn1.weight" in state:
+    if blocks and state.get("bn1.weight", torch.empty(())).dim() == 1:
         return f"wrn-{6 * len(blocks) + 4}-{state['bn1.weight'].shape[0] // 64}", num_classes
     return ("preactresnet18" if "bn.weight" in state else None), num_classes
 

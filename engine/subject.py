@@ -1,0 +1,66 @@
+"""What an evaluation is about: the network in a checkpoint, and the test images that belong to it."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from datasets import Dataset, load_dataset
+from engine.checkpoint import infer_architecture, load_file, load_strictly, student_state
+from engine.config import EvalConfig
+from engine.errors import UserError
+from models import RESNETS, create_model
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The network under test, its name, and the data set of the run that it comes from (None if unknown)."""
+
+    model: nn.Module
+    name: str
+    num_classes: int
+    dataset: str | None
+
+
+def load_network(config: EvalConfig) -> Subject:
+    """Raises: UserError: no such file, not a checkpoint, or not of the network asked for."""
+    path = config.checkpoint
+    if not path:
+        raise UserError("nothing to evaluate: pass --checkpoint FILE, e.g. checkpoints/MARK/last.pt")
+    content = load_file(path)
+    state = student_state(content, path)
+    run = content.get("config") if isinstance(content.get("config"), dict) else {}
+    inferred, num_classes = infer_architecture(state)
+    name = run.get("student") or inferred if config.student == "auto" else config.student
+    if name is None:
+        raise UserError(f"{path} does not tell its network: pass --student, e.g. {', '.join(RESNETS)} or wrn-34-10")
+    model = create_model(name, num_classes or 10)  # without a known head the strict loading below says what is wrong
+    load_strictly(model, state, path)
+    return Subject(model, name, num_classes, run.get("dataset"))
+
+
+def load_data(config: EvalConfig, subject: Subject) -> Dataset:
+    """Raises: UserError: no such data, no way to tell which, or another number of classes than the network's."""
+    name = config.dataset if config.dataset != "auto" else subject.dataset
+    if name is None:
+        if subject.num_classes != 100:
+            raise UserError(
+                f"{config.checkpoint} does not tell its data set of {subject.num_classes} classes: "
+                "pass --dataset, e.g. cifar10 or digits"
+            )
+        name = "cifar100"
+    data = load_dataset(name, config.data_dir)
+    if data.num_classes != subject.num_classes:
+        raise UserError(
+            f"{config.checkpoint} is of {subject.num_classes} classes and data set {name!r} has {data.num_classes}: "
+            "pass the --dataset that it was trained on"
+        )
+    return data
+
+
+def run_name(config: EvalConfig) -> str:
+    """The mark, or the training run's for one of its checkpoints (folder MARK), or the file's name."""
+    path = Path(config.checkpoint).resolve()
+    ours = re.fullmatch(r"last|best|student-epoch\d+", path.stem)
+    return config.mark or re.sub(r"[^\w.+-]", "-", path.parent.name if ours else path.stem)

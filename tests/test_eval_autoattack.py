@@ -1,0 +1,380 @@
+"""eval_autoattack.py through its command line: the report, resuming, and every error as one sentence."""
+
+import importlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pyautoattack
+import pytest
+import torch
+from conftest import ROOT
+from test_autoattack import digits, train
+
+import eval_autoattack
+from engine import autoattack
+from engine.autoattack import STANDARD
+from engine.checkpoint import FORMAT, file_hash
+from engine.errors import run_program
+from engine.report import format_epsilon
+from models import create_model
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A naturally trained wrn-10-1, whose images all fall to the first attack, as a training run leaves it."""
+    path = tmp_path_factory.mktemp("checkpoints") / "some-run" / "last.pt"
+    path.parent.mkdir()
+    model = train(create_model("wrn-10-1", 10).train(), 2)
+    config = {"student": "wrn-10-1", "dataset": "digits", "seed": 1}
+    torch.save({"format": FORMAT, "config": config, "student": model.state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def program(capsys, tmp_path):
+    """Call the program; -> exit status, standard output and standard error. Logs go to tmp_path/Logs."""
+
+    def call(*argv):
+        status = 0
+        capsys.readouterr()
+        argv = ["--log-dir", str(tmp_path / "Logs"), *map(str, argv)]
+        try:
+            run_program(lambda: eval_autoattack.main(argv))
+        except SystemExit as exit_:
+            status = exit_.code
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def authors_package(monkeypatch):
+    """A stand-in with the signature of the authors' package, which is not on PyPI; pyautoattack cannot be imported."""
+
+    class AutoAttack:
+        def __init__(self, model, norm="Linf", eps=0.3, seed=None, verbose=True, attacks_to_run=(), version="standard",
+                     is_tf_model=False, device="cuda", log_path=None):  # fmt: skip
+            assert version == "custom" or attacks_to_run == []
+            self.inner = pyautoattack.AutoAttack(
+                model, norm=norm, eps=eps, seed=seed, attacks=attacks_to_run or None, version=version, device=device
+            )
+            self.log_path, self.attacks_to_run = log_path, self.inner.attacks_to_run
+
+        def run_standard_evaluation(self, x_orig, y_orig, bs=250, return_labels=False, state_path=None):
+            line = f"running {self.attacks_to_run}"
+            print(line)
+            with open(self.log_path, "a") as file:
+                file.write(line + "\n")
+            self.inner.attacks_to_run = self.attacks_to_run
+            x_adv, labels = self.inner.run_standard_evaluation(x_orig, y_orig, batch_size=bs)
+            return (x_adv, labels) if return_labels else x_adv
+
+    package = types.ModuleType("autoattack")
+    package.AutoAttack = AutoAttack
+    monkeypatch.setitem(sys.modules, "autoattack", package)
+    monkeypatch.setitem(sys.modules, "autoattack.checks", importlib.import_module("pyautoattack.checks"))
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    return package
+
+
+QUICK = ("--version", "custom", "--attacks", "apgd-ce", "--n-examples", 6, "--batch-size", 2, "--epsilon", "0.02")
+
+
+def test_standard_evaluation_of_a_training_run(program, checkpoint, tmp_path):
+    status, out, err = program("--checkpoint", checkpoint, "--epsilon", "51/510", "--n-examples", 20)
+    assert status == 0, err
+    folder = tmp_path / "Logs" / "some-run"  # the training run's
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "adversarial.png", "autoattack.json", "autoattack.log", "autoattack.npz",
+    ]  # fmt: skip
+    report = json.loads((folder / "autoattack.json").read_text())
+    arrays = np.load(folder / "autoattack.npz")
+    model = create_model("wrn-10-1", 10)
+    model.load_state_dict(torch.load(checkpoint, weights_only=True)["student"])
+    x, y = digits(20)
+    np.testing.assert_array_equal(arrays["index"], np.arange(20))
+    np.testing.assert_array_equal(arrays["label"], y)
+    np.testing.assert_array_equal(arrays["clean_prediction"], model.eval()(x).argmax(1))
+    np.testing.assert_array_equal(arrays["broken_by"] == "", arrays["robust"])
+    assert arrays["robust"].dtype == bool
+    for name, before in zip(STANDARD, ("clean", *STANDARD), strict=False):
+        broken = 5.0 * (arrays["broken_by"] == name).sum()
+        after = {"clean": report["clean_accuracy"], **report["accuracy_after"]}
+        assert after[before] - after[name] == pytest.approx(broken)
+    assert report["clean_accuracy"] == 5.0 * (arrays["clean_prediction"] == arrays["label"]).sum() > 50
+    assert report["robust_accuracy"] == 5.0 * arrays["robust"].sum() == report["accuracy_after"]["square"]
+    assert report["epsilon"] == 0.1 and report["epsilon_text"] == "0.1" and report["norm"] == "linf"
+    assert report["n"] == 20 and report["split"] == "test" and report["seed"] == 1 and report["batch_size"] == 250
+    assert report["dataset"] == "digits" and report["model"] == "wrn-10-1" and report["num_classes"] == 10
+    assert report["checkpoint_sha256"] == file_hash(checkpoint) and report["checkpoint"] == str(checkpoint)
+    assert report["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert report["versions"]["pyautoattack"] == "0.2.0"
+    assert set(report["seconds"]) == {"clean", *STANDARD, "total"} and report["seconds"]["apgd-ce"] > 0
+    assert report["command"].startswith("python eval_autoattack.py --log-dir ")
+    assert "--epsilon 51/510" in report["command"]
+    log = (folder / "autoattack.log").read_text()
+    assert "setting parameters for standard version" in log and "apgd-ce - 1/1 - " in log
+    assert (folder / "adversarial.png").read_bytes().startswith(b"\x89PNG")
+    clean, robust = report["clean_accuracy"], report["robust_accuracy"]
+    assert out.splitlines()[-1] == f"clean {clean:.2f}%  robust {robust:.2f}%  (AutoAttack, epsilon 0.1, 20 images)"
+    assert re.search(rf"^apgd-ce +{report['accuracy_after']['apgd-ce']:.2f}% ", out, re.MULTILINE)
+    assert "80/80" in err and f"robust {robust:.2f}%" in err  # the progress bar
+
+
+def test_epsilon_is_printed_as_typed():
+    for text in ("0.031", "0.1", "8/255", "2/255", "1", "0", "0.5", "0.0313"):
+        assert format_epsilon(eval_autoattack.parse_eval(["--epsilon", text]).epsilon) == text
+    assert format_epsilon(eval_autoattack.parse_eval(["--epsilon", "8.0"]).epsilon) == "8/255"
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_evaluation_goes_on_with_the_same_command(
+    program, checkpoint, tmp_path, monkeypatch, number, status
+):
+    state, results, calls = tmp_path / "Logs/some-run/autoattack.state.npz", [], []
+    attack_chunk = autoattack.attack_chunk
+
+    def interrupted(*args):
+        calls.append(len(calls))
+        if len(calls) == 3:
+            os.kill(os.getpid(), number)
+        return attack_chunk(*args)
+
+    monkeypatch.setattr(autoattack, "attack_chunk", interrupted)
+    before = signal.getsignal(number)
+    code, out, err = program("--checkpoint", checkpoint, *QUICK)
+    assert (code, out) == (status, "")
+    assert err.splitlines()[-1].startswith("stopped: finished chunks are kept, and the same command goes on")
+    assert "Traceback" not in err
+    assert signal.getsignal(number) is before
+    assert np.load(state)["finished"].tolist() == [True, True, False]
+    code, out, _ = program("--checkpoint", checkpoint, *QUICK)
+    assert code == 0 and len(calls) == 4  # two finished, one interrupted, and that one again
+    assert not state.exists()
+    results.append(np.load(tmp_path / "Logs/some-run/autoattack.npz"))
+    program("--checkpoint", checkpoint, *QUICK, "--mark", "in-one-go")
+    results.append(np.load(tmp_path / "Logs/in-one-go/autoattack.npz"))
+    for name in results[0].files:
+        np.testing.assert_array_equal(results[0][name], results[1][name])
+    assert out.splitlines()[-1].endswith("(AutoAttack custom: apgd-ce, epsilon 0.02, 6 images)")
+    assert "2 of 3 chunks are finished" in (tmp_path / "Logs/some-run/autoattack.log").read_text()
+
+
+def test_a_foreign_or_torn_state_is_refused_and_kept(program, checkpoint, tmp_path, monkeypatch):
+    def full_disk(*args):
+        raise OSError(28, "No space left on device")
+
+    state = tmp_path / "Logs/some-run/autoattack.state.npz"
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.report.write_report", full_disk)
+        status, out, err = program("--checkpoint", checkpoint, *QUICK)
+    assert (status, out) == (1, "") and "No space left" in err and state.exists()
+    finished = state.read_bytes()
+    for flags, what in [
+        (("--epsilon", "8/255"), "epsilon 0.02 there and 0.03137"),
+        (("--seed", "2"), "seed 1 there and 2 here"),
+        (("--batch-size", "3"), "batch_size 2 there and 3 here"),
+        (("--n-examples", "5"), "n 6 there and 5 here"),
+        (("--attacks", "apgd-dlr"), 'attacks ["apgd-ce"] there and ["apgd-dlr"] here'),
+    ]:
+        status, out, err = program("--checkpoint", checkpoint, *QUICK, *flags)
+        assert (status, out) == (1, "")
+        assert what in err and f"{state} is of another, unfinished evaluation" in err and "--mark" in err
+        assert state.read_bytes() == finished
+    state.write_bytes(finished[: len(finished) // 2])
+    status, _, err = program("--checkpoint", checkpoint, *QUICK)
+    assert status == 1 and err.startswith(f"error: {state} is damaged") and "delete it" in err and err.count("\n") == 1
+    state.write_bytes(finished)
+    assert program("--checkpoint", checkpoint, *QUICK)[0] == 0 and not state.exists()
+
+
+def test_the_report_of_another_evaluation_is_kept(program, checkpoint, tmp_path):
+    def reports():
+        files = (tmp_path / "Logs/some-run").glob("autoattack*.json")
+        return sorted(json.loads(path.read_text())["epsilon_text"] for path in files)
+
+    program("--checkpoint", checkpoint, *QUICK)
+    program("--checkpoint", checkpoint, *QUICK)
+    assert reports() == ["0.02"]
+    program("--checkpoint", checkpoint, *QUICK, "--epsilon", "8/255")
+    assert reports() == ["0.02", "8/255"]
+    assert len(list((tmp_path / "Logs/some-run").glob("autoattack*.npz"))) == 2
+
+
+def test_published_file_with_the_published_flags(program, tmp_path):
+    """module., sub_block1, legacy format; 100 classes are CIFAR-100, here from an npz file."""
+    torch.manual_seed(0)
+    state = create_model("wrn-34-1", 100).state_dict()
+    published = {f"module.{k}": v for k, v in {**state, "sub_block1.layer.0.bn1.weight": torch.ones(2)}.items()}
+    path = tmp_path / "cifar100_wrn34.pt"
+    torch.save(published, path, _use_new_zipfile_serialization=False)
+    random = np.random.default_rng(0)
+    images, labels = random.integers(0, 256, (4, 32, 32, 3), np.uint8), random.integers(0, 100, 4)
+    names = np.array([f"class_{i}" for i in range(100)])
+    np.savez(tmp_path / "cifar100.npz", x_train=images, y_train=labels, x_test=images, y_test=labels, class_names=names)
+    flags = ("--widen_factor", 1, "--dataparallel", "True", "--num_classes", 100, "--epsilon", "8.0")
+    status, out, err = program("--model-path", path, "--data-dir", tmp_path, *flags, "--norm", "l2")
+    assert status == 0, err
+    assert out.splitlines()[-1].endswith("(AutoAttack, epsilon 8/255, 4 images)")
+    report = json.loads((tmp_path / "Logs/cifar100_wrn34/autoattack.json").read_text())
+    assert (report["model"], report["dataset"], report["norm"]) == ("wrn-34-1", "cifar100", "l2")
+    assert program("--model-path", path, "--data-dir", tmp_path)[0] == 0  # all of it is read off the file
+
+
+def test_through_the_authors_package(program, authors_package, checkpoint, tmp_path):
+    status, out, err = program("--checkpoint", checkpoint, *QUICK)
+    assert status == 0, err
+    report = json.loads((tmp_path / "Logs/some-run/autoattack.json").read_text())
+    assert report["versions"]["autoattack"] == "unknown" and "pyautoattack" not in report["versions"]
+    assert (tmp_path / "Logs/some-run/autoattack.log").read_text().count("running ['apgd-ce']") >= 1
+    assert "running" not in out and out.splitlines()[0].split() == ["after", "accuracy", "seconds"]
+
+
+def test_the_authors_package_gives_the_same_verdict(program, checkpoint, tmp_path, request):
+    flags = ("--checkpoint", checkpoint, *QUICK, "--attacks", "apgd-ce,apgd-t")
+    assert program(*flags, "--mark", "pyautoattack")[0] == 0
+    request.getfixturevalue("authors_package")
+    assert program(*flags, "--mark", "autoattack")[0] == 0
+    ours, theirs = (np.load(tmp_path / f"Logs/{mark}/autoattack.npz") for mark in ("pyautoattack", "autoattack"))
+    for name in ours.files:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+def test_without_matplotlib_one_line_says_so(program, checkpoint, tmp_path, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name))
+    status, out, _ = program("--checkpoint", checkpoint, *QUICK)
+    assert status == 0 and out.count("matplotlib is not installed") == 1
+    assert not (tmp_path / "Logs/some-run/adversarial.png").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        (["--checkpoint", ""], "pass --checkpoint FILE"),
+        (["--checkpoint", "none.pt"], "no checkpoint at none.pt"),
+        (["--student", "wrn-16-1"], "another architecture"),
+        (["--student", "resnet18"], "another architecture"),
+        (["--student", "wrn-11-1"], "depth is 10, 16"),
+        (["--student", "vgg"], "unknown model 'vgg'"),
+        (["--dataset", "svhn"], "unknown data set 'svhn'"),
+        (["--version", "custom"], "--attacks goes with --version custom"),
+        (["--version", "custom", "--attacks", "pgd,square"], "unknown attack pgd; choose apgd-ce"),
+        (["--version", "custom", "--attacks", ","], "unknown attack ','"),
+        (["--version", "rand"], "invalid choice: 'rand'"),
+        (["--epsilon", "-0.1"], "outside [0, 1]"),
+        (["--epsilon=-8/255"], "outside [0, 1]"),
+        (["--epsilon", "1.5"], "outside [0, 1]"),
+        (["--epsilon", "9"], "outside [0, 1]"),
+        (["--epsilon", "nan"], "is not a number"),
+        (["--epsilon", "inf"], "is not a number"),
+        (["--epsilon", "1e999"], "is not a number"),
+        (["--epsilon", "eight"], "is not a number"),
+        (["--epsilon", "8/0"], "is not a number"),
+        (["--batch-size", "0"], "--batch-size 0 must be at least 1"),
+        (["--batch-size", "x"], "invalid int value"),
+        (["--n-examples", "-1"], "--n-examples -1 must be 0"),
+        (["--device", "tpu"], "choose auto, cpu, cuda"),
+        (["--norm", "l1"], "invalid choice: 'l1'"),
+        (["--mark", "../x"], "names a folder"),
+        (["--nonsense"], "--help lists the flags"),
+        pytest.param(
+            ["--device", "cuda"],
+            "no such CUDA device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_errors_are_one_sentence(program, checkpoint, tmp_path, flags, sentence):
+    status, out, err = program("--checkpoint", checkpoint, *flags)
+    assert (status, out) == (1, "")
+    assert sentence in err and err.startswith("error: ") and err.count("\n") == 1
+    assert not (tmp_path / "Logs").exists()
+
+
+def damaged_checkpoints(folder, state):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(folder / "trap"),)
+
+    torch.save(state, folder / "truncated.pt")
+    (folder / "truncated.pt").write_bytes((folder / "truncated.pt").read_bytes()[:-5000])
+    torch.save({**state, "x": Evil()}, folder / "code.pt")
+    torch.save(create_model("wrn-10-1", 100).state_dict(), folder / "hundred.pt")
+    torch.save(create_model("resnet18", 10).state_dict(), folder / "untold.pt")
+    torch.save({"a": torch.zeros(3)}, folder / "stranger.pt")
+    torch.save(state, folder / "plain.pt")
+    torch.save({**state, "fc.bias": torch.full((10,), torch.nan)}, folder / "nan.pt")
+
+
+def test_checkpoints_that_do_not_fit(program, checkpoint, tmp_path):
+    damaged_checkpoints(tmp_path, torch.load(checkpoint, weights_only=True)["student"])
+    for name, flags, sentence in [
+        ("truncated", ["--dataset", "digits"], "truncated"),
+        ("code", ["--dataset", "digits"], "never run here"),
+        ("hundred", ["--dataset", "digits"], "is of 100 classes and data set 'digits' has 10"),
+        ("untold", ["--dataset", "digits"], "does not tell its network: pass --student, e.g. resnet18, resnet18-guide"),
+        ("stranger", ["--dataset", "digits"], "does not tell its network"),
+        ("stranger", ["--dataset", "digits", "--student", "wrn-10-1"], "another architecture"),
+        ("plain", [], "does not tell its data set of 10 classes: pass --dataset"),
+        ("nan", ["--dataset", "digits", "--n-examples", "4"], "outputs are not finite"),
+    ]:
+        status, out, err = program("--checkpoint", tmp_path / f"{name}.pt", *flags)
+        assert (status, out) == (1, "")
+        assert (
+            sentence in err.splitlines()[-1] and err.splitlines()[-1].startswith("error: ") and "Traceback" not in err
+        )
+    assert not (tmp_path / "trap").exists()
+
+
+def test_data_that_does_not_fit(program, checkpoint, tmp_path, monkeypatch):
+    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # no network
+    images = np.zeros((4, 16, 16, 3), np.uint8)
+    arrays = {"x_train": images, "y_train": np.arange(4), "x_test": images, "y_test": np.arange(4)}
+    np.savez(tmp_path / "three.npz", **arrays, class_names=np.array(["a", "b", "c"]))
+    np.savez(tmp_path / "four.npz", **arrays, class_names=np.array(["a", "b", "c", "d"]))
+    (tmp_path / "torn.npz").write_bytes((tmp_path / "four.npz").read_bytes()[:3000])
+    torch.save(create_model("wrn-10-1", 4).state_dict(), tmp_path / "four.pt")
+    for flags, sentence in [
+        (["--dataset", "three"], "labels run from 0 to 3, outside the 3 classes"),
+        (["--dataset", "torn"], "torn.npz is not a readable npz file"),
+        (["--dataset", "four"], "is of 10 classes and data set 'four' has 4"),
+        (["--dataset", "four", "--checkpoint", tmp_path / "four.pt"], "apgd-t needs 10 classes and here are 4"),
+        (["--dataset", "cifar10"], "could not be downloaded"),
+    ]:
+        status, out, err = program("--checkpoint", checkpoint, "--data-dir", tmp_path, *flags)
+        assert (status, out) == (1, "")
+        assert (
+            sentence in err.splitlines()[-1] and err.splitlines()[-1].startswith("error: ") and "Traceback" not in err
+        )
+    four = ("--dataset", "four", "--checkpoint", tmp_path / "four.pt", "--data-dir", tmp_path)
+    assert program(*four, "--version", "custom", "--attacks", "apgd-ce,fab,square")[0] == 0
+
+
+def test_unwritable_log_folder(program, checkpoint, tmp_path):
+    (tmp_path / "file").write_text("")
+    status, out, err = program("--checkpoint", checkpoint, *QUICK, "--log-dir", tmp_path / "file" / "Logs")
+    assert (status, out) == (1, "") and err.count("\n") == 1 and "choose another folder" in err
+
+
+def test_no_suite_installed(program, checkpoint, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    monkeypatch.setitem(sys.modules, "autoattack", None)
+    status, out, err = program("--checkpoint", checkpoint)
+    assert (status, out, err) == (1, "", "error: AutoAttack is not installed: pip install pyautoattack\n")
+
+
+def test_real_command_line(tmp_path):
+    """The program as a user calls it, from another folder."""
+    command = [sys.executable, str(ROOT / "eval_autoattack.py"), "--checkpoint", "none.pt", "--epsilon", "8/255"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "error: no checkpoint at none.pt: check the path\n"
