@@ -4,8 +4,10 @@ import inspect
 
 from engine.errors import UserError
 from losses.base import Objective
+from losses.dkl import DKL, GKL, IKL
 from losses.lbgat import LBGAT
 from losses.madry import AT
+from losses.mart import MART
 from losses.natural import Natural
 from losses.trades import TRADES
 
@@ -13,6 +15,10 @@ METHODS: dict[str, type[Objective]] = {
     "lbgat": LBGAT,
     "trades": TRADES,
     "at": AT,
+    "mart": MART,
+    "dkl": DKL,
+    "ikl": IKL,
+    "gkl": GKL,
     "natural": Natural,
 }
 

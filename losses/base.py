@@ -9,7 +9,11 @@ from torch import Tensor, nn
 class Objective(nn.Module):
     """A method in three members: ``passes``, ``inner`` and ``outer``.
 
-    State that a method carries belongs in buffers: a checkpoint keeps them through ``state_dict``.
+    State that a method carries belongs in buffers: a checkpoint keeps them through ``state_dict``. It changes in
+    ``observe`` and ``end_epoch`` alone, since weight perturbation evaluates ``outer`` more than once a step.
+
+    Args:
+        label_smoothing: of ``self.cross_entropy``, for the cross-entropies that ``outer`` minimises; in [0, 1).
 
     Attributes:
         passes: the train-mode forward passes that the method needs, in the order in which the published program makes
@@ -19,13 +23,19 @@ class Objective(nn.Module):
         start: where the attack starts: ``"gaussian"`` is x + 0.001 N(0, 1), ``"uniform"`` a uniform draw from the
             epsilon-ball, clamped to [0, 1].
         inner_uses_clean: whether ``inner`` looks at ``nat_logits``.
+        awp_passes: the passes in a run with adversarial weight perturbation; ``passes`` where empty.
         source: the paper, for ``--help`` and reports.
     """
 
     passes: tuple[str, ...]
+    awp_passes: tuple[str, ...] = ()
     start: ClassVar[str] = "gaussian"
     inner_uses_clean: ClassVar[bool] = False
     source: ClassVar[str]
+
+    def __init__(self, label_smoothing: float = 0.0):
+        super().__init__()
+        self.cross_entropy = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
 
     def inner(self, adv_logits: Tensor, nat_logits: Tensor | None, y: Tensor) -> Tensor:
         """What the attack maximises.
@@ -48,6 +58,12 @@ class Objective(nn.Module):
             y: labels (B,), int64.
         """
         raise TypeError(f"{type(self).__name__} does not define outer()")
+
+    def observe(self, logits: Mapping[str, Tensor], y: Tensor) -> None:
+        """Called once after each optimizer step, without gradient, with the logits (detached) that it minimised."""
+
+    def end_epoch(self) -> None:
+        """Called once after the last step of each epoch."""
 
 
 def kl_per_image(nat_logits: Tensor, adv_logits: Tensor) -> Tensor:

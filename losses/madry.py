@@ -19,4 +19,4 @@ class AT(Objective):
         return F.cross_entropy(adv_logits, y, reduction="none")
 
     def outer(self, logits: Mapping[str, Tensor], y: Tensor) -> dict[str, Tensor]:
-        return {"ce": F.cross_entropy(logits["adv"], y)}
+        return {"ce": self.cross_entropy(logits["adv"], y)}

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from losses.base import Objective
 
@@ -15,4 +14,4 @@ class Natural(Objective):
     source = "empirical risk minimisation, no attack"
 
     def outer(self, logits: Mapping[str, Tensor], y: Tensor) -> dict[str, Tensor]:
-        return {"ce": F.cross_entropy(logits["nat"], y)}
+        return {"ce": self.cross_entropy(logits["nat"], y)}

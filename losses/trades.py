@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from losses.base import Objective, kl_per_image
 
@@ -13,16 +12,18 @@ class TRADES(Objective):
 
     Args:
         beta: weight of the robust term, at least 0 (1/lambda in the paper).
+        label_smoothing: of the cross-entropy, in [0, 1).
     """
 
     # The published program computes f(x) a second time for the KL; its logits are those of the first pass, so here
     # the second pass only moves the BatchNorm statistics.
     passes = ("nat", "adv", "nat.no_grad")
+    awp_passes = ("adv", "nat")  # as TRADES-AWP's program makes them
     inner_uses_clean = True
     source = "Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, ICML 2019"
 
-    def __init__(self, beta: float):
-        super().__init__()
+    def __init__(self, beta: float, label_smoothing: float = 0.0):
+        super().__init__(label_smoothing)
         self.beta = beta
 
     def inner(self, adv_logits: Tensor, nat_logits: Tensor, y: Tensor) -> Tensor:
@@ -30,6 +31,6 @@ class TRADES(Objective):
 
     def outer(self, logits: Mapping[str, Tensor], y: Tensor) -> dict[str, Tensor]:
         return {
-            "ce": F.cross_entropy(logits["nat"], y),
+            "ce": self.cross_entropy(logits["nat"], y),
             "kl": self.beta * kl_per_image(logits["nat"], logits["adv"]).mean(),
         }

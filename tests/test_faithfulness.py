@@ -54,6 +54,25 @@ def test_training_steps(case):
                 close(tensor, expected[name])
 
 
+DKL_CASES = sorted({key.split("/")[1] for key in GOLDEN.arrays if re.match(r"dkl/(ikl|gkl)_.+/loss", key)})
+
+
+@pytest.mark.parametrize("case", DKL_CASES)
+def test_dkl(case):
+    """``gkl_a4b20g04``: alpha 4, beta 20, gamma 0.4; without g, gamma 1."""
+    method, alpha, beta, gamma = re.fullmatch(r"([a-z]+)_a(\d+)b(\d+)(?:g(\d+))?", case).groups()
+    gamma = 1.0 if gamma is None else float(f"{gamma[0]}.{gamma[1:] or 0}")
+    nat, adv = (GOLDEN.get("dkl", key).clone().requires_grad_() for key in ("logits_nat", "logits_adv"))
+    parameters = {"alpha": float(alpha), "beta": float(beta), "gamma": gamma, "temperature": 1.0}
+    objective = create_objective(method, num_classes=nat.shape[1], **parameters).double()
+    objective.prior.copy_(GOLDEN.get("dkl", "class_prior"))
+    terms = objective.outer({"nat": nat, "adv": adv}, GOLDEN.get("dkl", "y"))
+    loss = sum(terms.values()) - terms["ce"]  # the file has DKL alone
+    close(loss.detach(), GOLDEN.get("dkl", case, "loss"))
+    for gradient, name in zip(torch.autograd.grad(loss, (nat, adv)), ("grad_nat", "grad_adv"), strict=True):
+        close(gradient, GOLDEN.get("dkl", case, name))
+
+
 def fill(state, sin_factor):
     """The golden file's synthetic weights (methods.md, last section)."""
     for name, tensor in state.items():

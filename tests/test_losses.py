@@ -201,14 +201,15 @@ def test_the_step_moves_student_and_guide_and_at_beta_0_too():
 
 
 def test_methods_and_their_starts():
-    assert {name: create_objective(name, beta=6.0).start for name in METHODS if name != "natural"} == {
+    values = {"beta": 6.0, "alpha": 4.0, "gamma": 0.4, "temperature": 4.0, "num_classes": C}
+    assert {name: create_objective(name, **values).start for name in METHODS if name != "natural"} == {
         **dict.fromkeys(set(METHODS) - {"natural", "at"}, "gaussian"),
         "at": "uniform",
     }
 
 
 def test_unknown_method_lists_the_known_ones():
-    with pytest.raises(UserError, match="unknown method 'fgsm': choose lbgat, trades, at, natural"):
+    with pytest.raises(UserError, match=f"unknown method 'fgsm': choose {', '.join(METHODS)}"):
         create_objective("fgsm", beta=6.0)
 
 
