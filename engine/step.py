@@ -1,17 +1,36 @@
 """One training step: attack the student, run the method's forward passes in order, minimise the sum of its terms."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from attacks.awp import directions, perturbed, perturbed_weights, statistics_kept
 from attacks.pgd import AttackSpec, frozen, perturb
 from engine.speed import Network, Speedups
 from losses.base import Objective
 
 Result = tuple[Tensor | None, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class View:
+    """One view of a batch of images.
+
+    Attributes:
+        x: images (B, 3, H, W) in [0, 1].
+        start: where the attack starts, like x; ignored by a method without an attack.
+        weight: of its loss.
+        x_adv: x' like x, once it is known.
+    """
+
+    x: Tensor
+    start: Tensor | None
+    weight: float = 1.0
+    x_adv: Tensor | None = None
 
 
 class TrainStep:
@@ -24,6 +43,10 @@ class TrainStep:
         attack: the inner maximisation.
         autocast: makes the context in which forward passes run (mixed precision); losses are computed in float32.
         speedups: optimizations that leave the mathematics as it is.
+        awp_gamma: size of the adversarial weight perturbation of the student; 0 is none. The guide is not perturbed.
+
+    ``attack`` and ``awp_gamma`` may be set anew between steps. A run with weight perturbation starts with ``awp_gamma``
+    above 0: its forward passes are ``objective.awp_passes`` even in the epochs before the perturbation sets in.
     """
 
     def __init__(
@@ -35,39 +58,45 @@ class TrainStep:
         attack: AttackSpec,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
         speedups: Speedups = Speedups(),  # noqa: B008 (frozen)
+        awp_gamma: float = 0.0,
     ):
         self.objective, self.optimizer, self.attack, self.speedups = objective, optimizer, attack, speedups
         self.student = Network(student, speedups, autocast)
         self.guide = Network(guide, speedups, autocast) if guide is not None else None
+        self.awp_gamma = awp_gamma
+        self.passes = (awp_gamma > 0 and objective.awp_passes) or objective.passes
         self._unproven = bool(speedups.compile_for)
 
-    def __call__(self, x: Tensor, y: Tensor, start: Tensor | None) -> Result:
+    def __call__(self, x: Tensor, y: Tensor, start: Tensor | None, second: View | None = None) -> Result:
         """Train on one batch.
 
         Args:
             x: clean images (B, 3, H, W) in [0, 1]; y: labels (B,).
             start: where the attack starts, like x; ignored by a method without an attack.
+            second: another view of the same images; its loss, times its weight, is added.
 
         Returns:
             x' (None without an attack) and the detached terms, whose sum is the loss.
         """
+        views = [View(x, start)] + ([second] if second is not None else [])
         if self.speedups.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
+            views = [replace(view, x=view.x.contiguous(memory_format=torch.channels_last)) for view in views]
         if self._unproven and len(x) == self.speedups.compile_for:
-            return self._first_compiled(x, y, start)
-        return self._run(x, y, start)
+            return self._first_compiled(views, y)
+        return self._run(views, y)
 
-    def _run(self, x: Tensor, y: Tensor, start: Tensor | None) -> Result:
-        x_adv = self.adversarial(x, y, start) if "adv" in self.objective.passes else None
-        return x_adv, self.update(x, x_adv, y)
+    def _run(self, views: list[View], y: Tensor) -> Result:
+        if "adv" in self.objective.passes:
+            views = [replace(view, x_adv=self.adversarial(view.x, y, view.start)) for view in views]
+        return views[0].x_adv, self.update(views, y)
 
-    def _first_compiled(self, x: Tensor, y: Tensor, start: Tensor | None) -> Result:
+    def _first_compiled(self, views: list[View], y: Tensor) -> Result:
         """The first compiled step; where compilation fails, the same step eagerly, and eager steps from then on."""
         self._unproven = False
         networks = [net for net in (self.student, self.guide) if net is not None]
         buffers = [(b, b.clone()) for net in networks for b in net.model.buffers()]
         try:
-            return self._run(x, y, start)
+            return self._run(views, y)
         except Exception as error:  # whatever the compiler raises: the optimizer has not stepped yet
             warnings.warn(f"torch.compile failed ({str(error).splitlines()[0]}): going on without it", stacklevel=2)
             with torch.no_grad():
@@ -75,7 +104,7 @@ class TrainStep:
                     buffer.copy_(before)
             for net in networks:
                 net.run_eagerly()
-            return self._run(x, y, start)
+            return self._run(views, y)
 
     def adversarial(self, x: Tensor, y: Tensor, start: Tensor) -> Tensor:
         """x' by the method's inner maximisation, student in eval mode."""
@@ -96,20 +125,64 @@ class TrainStep:
             ]
         return torch.cat(parts)
 
-    def update(self, x: Tensor, x_adv: Tensor | None, y: Tensor) -> dict[str, Tensor]:
-        """One optimizer step on the method's outer loss; returns its detached terms."""
-        sources = {"adv": (self.student, x_adv), "nat": (self.student, x), "guide": (self.guide, x)}
-        logits = {}
-        for name in self.objective.passes:
+    def update(self, views: list[View], y: Tensor) -> dict[str, Tensor]:
+        """One optimizer step on the method's outer loss, summed over the views; returns its detached terms."""
+        logits: list[dict[str, Tensor]] = [{} for _ in views]
+        terms = {}
+        with self._perturbation(views, y, logits) if self.awp_gamma else nullcontext():
+            self.optimizer.zero_grad(set_to_none=True)
+            for i, view in enumerate(views):
+                weighted = self.outer(self.passes, view, y, logits[i])
+                sum(weighted.values()).backward()
+                terms |= {name if i == 0 else f"{name}_view{i + 1}": term.detach() for name, term in weighted.items()}
+            self.optimizer.step()
+        with torch.no_grad():
+            self.objective.observe({name: value.detach() for name, value in logits[0].items()}, y)
+        return terms
+
+    def outer(self, passes: Iterable[str], view: View, y: Tensor, logits: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The method's terms of one view, weighted.
+
+        Args:
+            passes: forward passes to run, in this order.
+            logits: by pass; those that are there already are not run, the others are added.
+        """
+        sources = {"adv": (self.student, view.x_adv), "nat": (self.student, view.x), "guide": (self.guide, view.x)}
+        for name in passes:
             network, images = sources[name.removesuffix(".no_grad")]
             network.model.train()
             if name.endswith(".no_grad"):
                 with torch.no_grad():
                     network.train_logits(images)
-            else:
+            elif name not in logits:
                 logits[name] = network.train_logits(images)
-        terms = self.objective.outer(logits, y)
-        self.optimizer.zero_grad(set_to_none=True)
-        sum(terms.values()).backward()
-        self.optimizer.step()
-        return {name: term.detach() for name, term in terms.items()}
+        return {name: view.weight * term for name, term in self.objective.outer(logits, y).items()}
+
+    def _perturbation(self, views: list[View], y: Tensor, logits: list[dict[str, Tensor]]) -> AbstractContextManager:
+        """The context in which the student's weights are perturbed. The guide's passes, which the perturbation does not
+        change, are run here and left in ``logits``."""
+        if self.guide is not None:
+            self.guide.model.train()
+            for view, known in zip(views, logits, strict=True):
+                known["guide"] = self.guide.train_logits(view.x)
+        direction = self.awp_direction(views, y, [{n: v.detach() for n, v in known.items()} for known in logits])
+        return perturbed([w for w, _ in direction.values()], [v for _, v in direction.values()], self.awp_gamma)
+
+    def awp_direction(
+        self, views: list[View], y: Tensor, logits: list[dict[str, Tensor]]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Where the loss of the views grows fastest: each perturbed weight of the student, and a direction of its norm.
+
+        Args:
+            logits: for each view, those of passes that need not be run, without gradient.
+        """
+        weights = perturbed_weights(self.student.model)
+        # Logits in train mode do not depend on the statistics: passes that only move them are left out.
+        passes = [name for name in self.passes if not name.endswith(".no_grad")]
+        gradients = [torch.zeros_like(w) for w in weights.values()]
+        with statistics_kept(self.student.model):
+            for view, known in zip(views, logits, strict=True):
+                loss = sum(self.outer(passes, view, y, known).values())
+                torch._foreach_add_(gradients, torch.autograd.grad(loss, list(weights.values())))
+        scaled = directions(list(weights.values()), gradients)
+        return {name: (w, v) for (name, w), v in zip(weights.items(), scaled, strict=True)}

@@ -7,7 +7,7 @@ import torch
 from conftest import GOLDEN, tiny_net
 
 from attacks.pgd import GAUSSIAN_START, AttackSpec
-from engine.step import TrainStep
+from engine.step import TrainStep, View
 from losses import METHODS, create_objective
 from models import create_model
 
@@ -71,6 +71,27 @@ def test_dkl(case):
     close(loss.detach(), GOLDEN.get("dkl", case, "loss"))
     for gradient, name in zip(torch.autograd.grad(loss, (nat, adv)), ("grad_nat", "grad_adv"), strict=True):
         close(gradient, GOLDEN.get("dkl", case, name))
+
+
+@pytest.mark.parametrize(("method", "gamma"), [("trades", 0.005), ("at", 0.01)])
+def test_awp_step(method, gamma):
+    case = f"awp_{method}"
+    if case not in GOLDEN.cases:
+        pytest.skip(f"the file has no {case}")
+    student = tiny_net(GOLDEN.state(case, "student0"))
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    step = TrainStep(student, None, create_objective(method, beta=6.0), optimizer, ATTACK, awp_gamma=gamma)
+    views = [View(GOLDEN.get(case, "x"), None, x_adv=GOLDEN.get(case, "x_adv"))]
+    y = GOLDEN.get(case, "y")
+    direction, expected = step.awp_direction(views, y, [{}]), GOLDEN.state(case, "direction")
+    assert set(direction) == set(expected)
+    for name in expected:
+        close(direction[name][1], expected[name])
+    close(sum(step.update(views, y).values()), GOLDEN.get(case, "loss"))
+    expected = GOLDEN.state(case, "student1")
+    assert set(student.state_dict()) == set(expected)
+    for name, tensor in student.state_dict().items():
+        close(tensor, expected[name])
 
 
 def fill(state, sin_factor):

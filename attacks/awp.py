@@ -1,0 +1,54 @@
+"""AWP: adversarial weight perturbation (Wu, Xia and Wang, NeurIPS 2020), for any method.
+
+The published program gives a copy of the student one plain SGD ascent step on the method's loss and takes the
+difference as the direction, scaled to each weight's norm. Its learning rate cancels, and of the copy only the gradient
+is left: here it is taken from the student itself, so that neither a second network nor a second optimizer is needed.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+SMALL = 1e-20  # keeps the direction of a weight without gradient 0
+
+
+def perturbed_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What is perturbed: every parameter ``weight`` with more than one dimension, i.e. not BatchNorm's and no bias."""
+    return {name: p for name, p in model.named_parameters() if name.endswith("weight") and p.dim() > 1}
+
+
+def directions(weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Each loss gradient scaled to the norm of its weight: |w| / (|g| + 1e-20) g."""
+    return [w.norm() / (g.norm() + SMALL) * g for w, g in zip(weights, gradients, strict=True)]
+
+
+@contextmanager
+def perturbed(weights: Sequence[Tensor], direction: Sequence[Tensor], gamma: float) -> Iterator[None]:
+    """w + gamma v within; afterwards the perturbation is taken off again.
+
+    What the optimizer adds meanwhile stays. The subtraction goes by stored copies rather than by w - gamma v: without
+    an optimizer step the weights are bit-identical to before.
+    """
+    before = [w.detach().clone() for w in weights]
+    with torch.no_grad():
+        torch._foreach_add_(weights, direction, alpha=gamma)
+    moved = [w.detach().clone() for w in weights]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            torch._foreach_sub_(weights, moved)
+            torch._foreach_add_(weights, before)
+
+
+@contextmanager
+def statistics_kept(model: nn.Module) -> Iterator[None]:
+    """The model's buffers (BatchNorm statistics) are afterwards as they were before."""
+    buffers = [(b, b.clone()) for b in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, before in buffers:
+            buffer.copy_(before)
