@@ -32,11 +32,13 @@ def ensure_writable(folder: Path, option: str) -> None:
 
 
 def run_program(main: Callable[[], None]) -> None:
-    """Call a program's main; a UserError or a full or unwritable disk ends in one sentence instead of a traceback."""
+    """Call a program's main; a UserError, a full or unwritable disk or Ctrl-C ends without a traceback."""
     try:
         main()
     except UserError as error:
         fail(error)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None  # the shell's status of Ctrl-C
     except OSError as error:
         fail(
             f"{error.strerror or error}: {error.filename or 'a file of this run'}; free space or choose another folder"

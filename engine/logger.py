@@ -8,9 +8,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+from engine.checkpoint import write_atomically
 from engine.errors import ensure_writable
 
 SECONDS_BETWEEN_PLOTS = 30.0
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, up to the first one that a kill or a full disk left unfinished."""
+    lines = []
+    for line in path.read_bytes().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
 
 
 class RunLog:
@@ -33,9 +45,9 @@ class RunLog:
         ensure_writable(folder, "--log-dir")
         path = folder / "metrics.jsonl"
         if resumed and path.exists():
-            lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-            self.metrics = [line for line in lines if line["epoch"] < first_epoch]
-        path.write_text("".join(json.dumps(line) + "\n" for line in self.metrics))
+            self.metrics = [line for line in _read_lines(path) if line["epoch"] < first_epoch]
+        text = "".join(json.dumps(line) + "\n" for line in self.metrics)
+        write_atomically(path, lambda file: file.write(text.encode()))
         file = logging.FileHandler(folder / "train.log", mode="a" if resumed else "w")
         self.logger = logging.getLogger(f"lbgat.{folder}")
         self.logger.setLevel(logging.INFO)

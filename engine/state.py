@@ -27,7 +27,10 @@ def load_training_state(path: Path, config: TrainConfig, data: str, device: torc
     Raises:
         UserError: no training state, or of a run with other settings or data; the sentence lists what differs.
     """
-    state = load_file(path, device)
+    try:
+        state = load_file(path, device)
+    except UserError as error:
+        raise UserError(f"{error}, or train anew with --resume none") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT or "optimizer" not in state:
         raise UserError(f"{path} is no training state to go on from: pass a last.pt, or --resume none")
     differ = [

@@ -75,6 +75,7 @@ class Trainer:
         self.seconds = 0.0  # spent in the steps of the epoch in progress
         self.best: dict[str, Any] = {}
         self.epochs_here = 0
+        self.good_state: Path | None = None  # the last file that this run was saved to, or goes on from
         self._stop_reason = ""
         self._resume()
 
@@ -153,6 +154,7 @@ class Trainer:
 
     def _finish_epoch(self, epoch: int) -> None:
         """Evaluate, log, and save; the next epoch starts with fresh sums."""
+        self._check_finite()
         n = len(self.loader.images)
         terms = {name: value.item() / n for name, value in self.sums.items()}
         metrics = {
@@ -175,12 +177,13 @@ class Trainer:
         if is_best:
             self.best = {"epoch": epoch, "chosen_by": criterion, "chosen_on": self.eval_split, **metrics}
         self.epoch, self.steps_done, self.sums, self.seconds = epoch + 1, 0, {}, 0.0
-        self._save_last()
+        # last.pt comes last: after a kill in between, the files before it are written again.
         if is_best:
             weights = {"format": FORMAT, "config": dataclasses.asdict(self.config), "student": self._student_state()}
             save_atomically({**weights, "best": self.best}, self.checkpoint_folder / "best.pt")
         if epoch % self.config.save_freq == 0 or epoch == self.config.epochs:
             save_atomically(self._student_state(), self.checkpoint_folder / f"student-epoch{epoch:03d}.pt")
+        self._save_last()
         self.log.plot(final=False)
 
     def _generator(self, epoch: int, step: int) -> torch.Generator:
@@ -249,9 +252,15 @@ class Trainer:
         if not all(np.isfinite(value) for value in terms.values()):
             raise self._not_finite(f"the loss ({', '.join(n for n, v in terms.items() if not np.isfinite(v))})")
 
+    def _check_finite(self) -> None:
+        """Rather fail than evaluate or save a run that has diverged."""
+        self._check_loss()
+        for name, model in (("student", self.student), ("guide", self.guide)):
+            if model is not None and not all(torch.isfinite(t).all() for t in model.state_dict().values()):
+                raise self._not_finite(f"a weight of the {name}")
+
     def _not_finite(self, what: str) -> UserError:
-        last = self.checkpoint_folder / "last.pt"
-        kept = f"{last} is the last good state" if last.exists() else "no state was saved yet"
+        kept = f"{self.good_state} is the last good state" if self.good_state else "no state was saved yet"
         return UserError(
             f"{what} is no longer finite in epoch {self.epoch}, step {self.steps_done}; {kept}: "
             f"try a lower --lr (now {learning_rate(self.config, self.epoch):g}) or --precision fp32"
@@ -262,10 +271,7 @@ class Trainer:
         return {name: tensor.detach().cpu().contiguous() for name, tensor in self.student.state_dict().items()}
 
     def _save_last(self) -> None:
-        if self.steps_done:
-            self._check_loss()
-        if not all(torch.isfinite(p).all() for p in self.student.parameters()):
-            raise self._not_finite("the student's weights")
+        self._check_finite()
         state = {
             "format": FORMAT,
             "config": dataclasses.asdict(self.config),
@@ -281,6 +287,7 @@ class Trainer:
             "best": self.best,
         }
         save_atomically(state, self.checkpoint_folder / "last.pt")
+        self.good_state = self.checkpoint_folder / "last.pt"
         self.last_save = time.monotonic()
 
     def _resume(self) -> None:
@@ -296,3 +303,6 @@ class Trainer:
         self.objective.load_state_dict(state["objective"])
         self.epoch, self.steps_done = state["epoch"], state["steps_done"]
         self.sums, self.seconds, self.best = state["sums"], state["seconds"], state["best"]
+        if not (self.checkpoint_folder / "best.pt").exists():
+            self.best = {}  # going on in another folder: the best of those epochs lies in the first one
+        self.good_state = path
