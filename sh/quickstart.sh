@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# From a bare machine to a measured robust network, on real handwritten digits (16x16, shipped with scikit-learn):
+# sets up, trains a small LBGAT student and its guide, attacks the student with the standard AutoAttack, and draws.
+# Further flags go to the training: quickstart.sh --method natural --mark quickstart-natural is the twin without defence.
+
+. "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements-dev.txt
+set -- \
+    --dataset digits --method lbgat --beta 6 --student wrn-10-1 --guide wrn-10-1 \
+    --epochs 20 --lr 0.1 --warmup-factor 0.2 --decay-epochs 15,18 \
+    --batch-size 32 --momentum 0.9 --weight-decay 2e-4 \
+    --norm linf --epsilon 0.1 --step-size 0.04 --num-steps 5 \
+    --val-size 137 --save-freq 10 --mark quickstart "$@"
+"$PYTHON" train_lbgat.py "$@"
+
+# The evaluation takes from the training's flags what both must share.
+{ read -r logs; read -r checkpoint; read -r epsilon; read -r norm; read -r device; } < <("$PYTHON" - "$@" <<'EOF'
+import sys
+from engine.config import parse_train
+c = parse_train(sys.argv[1:])
+print(f"{c.log_dir}/{c.run_name}", f"{c.checkpoint_dir}/{c.run_name}/best.pt", c.epsilon, c.norm, c.device, sep="\n")
+EOF
+)
+echo "curves: $logs/curves.png"
+echo "attacking $checkpoint with AutoAttack"
+exec "$PYTHON" eval_autoattack.py --checkpoint "$checkpoint" --epsilon "$epsilon" --norm "$norm" --device "$device" \
+    --n-examples 100 --log-dir "$(dirname "$logs")" --mark "$(basename "$logs")"

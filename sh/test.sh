@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Set up, and run the tests; further arguments go to pytest.
+
+. "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements-dev.txt
+exec "$PYTHON" -m pytest tests/ "$@"

@@ -1,0 +1,224 @@
+"""The scripts of sh/: recipes with the published settings, and an environment that is set up or refused clearly."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.config import parse_train
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = sorted((ROOT / "sh").glob("*.sh"))
+
+COMMON = {
+    "batch_size": 128,
+    "lr": 0.1,
+    "momentum": 0.9,
+    "weight_decay": 2e-4,
+    "norm": "linf",
+    "epsilon": 0.031,
+    "step_size": 0.007,
+    "num_steps": 10,
+}
+LBGAT = {"method": "lbgat", "guide": "resnet18-guide", "epochs": 100, "warmup_factor": 0.2, "decay_epochs": (76, 91)}
+TRADES = {"method": "trades", "epochs": 76, "warmup_factor": 1, "decay_epochs": (75, 90, 100)}
+AT = {**TRADES, "method": "at"}
+
+
+def recipe(name: str, settings: dict) -> dict:
+    """``lbgat6-cifar100-wrn34-20`` -> every setting of that recipe."""
+    method, dataset, network, width = name.split("-")
+    beta = {"beta": float(method[-1])} if method[-1].isdigit() else {}
+    student = f"wrn-{network.removeprefix('wrn')}-{width}"
+    return {**COMMON, **settings, **beta, "dataset": dataset, "student": student, "mark": name}
+
+
+RECIPES = {
+    "train_lbgat0_cifar100": recipe("lbgat0-cifar100-wrn34-10", LBGAT),
+    "train_lbgat6_cifar100": recipe("lbgat6-cifar100-wrn34-10", LBGAT),
+    "train_lbgat6_cifar100_wrn34_20": recipe("lbgat6-cifar100-wrn34-20", LBGAT),
+    "train_lbgat0_cifar10": recipe("lbgat0-cifar10-wrn34-10", LBGAT),
+    "train_lbgat0_cifar10_wrn34_20": recipe("lbgat0-cifar10-wrn34-20", LBGAT),
+    "train_trades6_cifar10": recipe("trades6-cifar10-wrn34-10", TRADES),
+    "train_trades6_cifar100": recipe("trades6-cifar100-wrn34-10", TRADES),
+    "train_at_cifar10": recipe("at-cifar10-wrn34-10", AT),
+    "train_at_cifar100": recipe("at-cifar100-wrn34-10", AT),
+}
+
+
+def write_program(path: Path, text: str) -> Path:
+    path.write_text("#!/bin/sh\n" + text)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def stub(tmp_path: Path) -> Path:
+    """Stands in for a Python that has every package; what else it is asked to run, it prints."""
+    return write_program(
+        tmp_path / "stub python", 'case $1 in sh/check_requirements.py) exit 0;; esac\nprintf "%s\\n" "$@"\n'
+    )
+
+
+def run(script: Path, *args: str, **env: str) -> subprocess.CompletedProcess:
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "VIRTUAL_ENV", "CONDA_PREFIX")}
+    return subprocess.run([str(script), *args], env=kept | env, capture_output=True, text=True, cwd="/", timeout=60)
+
+
+def arguments(stub: Path, script: str, *args: str) -> list[str]:
+    done = run(ROOT / "sh" / script, *args, PYTHON=str(stub))
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, ROOT / ".ci" / "run"], ids=lambda path: path.name)
+def test_is_bash_and_runs(script: Path):
+    assert subprocess.run(["bash", "-n", str(script)], capture_output=True).returncode == 0
+    assert script.name == "_env.sh" or os.access(script, os.X_OK)
+
+
+def test_every_recipe_script_is_listed():
+    assert {path.stem for path in SCRIPTS if path.stem.startswith("train_")} == RECIPES.keys()
+
+
+@pytest.mark.parametrize("script", RECIPES)
+def test_recipe_spells_out_the_published_settings(script: str, stub: Path):
+    program, *flags = arguments(stub, f"{script}.sh")
+    config, expected = parse_train(flags), RECIPES[script]
+    assert program == "train_lbgat.py"
+    assert {name: getattr(config, name) for name in expected} == expected
+    assert {f"--{name.replace('_', '-')}" for name in expected} <= set(flags)
+
+
+def test_flags_of_the_user_win(stub: Path):
+    flags = arguments(stub, "train_lbgat6_cifar100.sh", "--epsilon", "8/255", "--mark", "mine", "--data-dir", "a b")
+    config = parse_train(flags[1:])
+    assert (config.epsilon, config.mark, config.data_dir, config.beta) == (8 / 255, "mine", "a b", 6)
+
+
+# -- the environment -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A repository of sh/, the requirements files and a script that prints which Python it was given."""
+    root = tmp_path / "some checkout"
+    (root / "Logs").mkdir(parents=True)
+    shutil.copytree(ROOT / "sh", root / "sh")
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        shutil.copy(ROOT / name, root)
+    text = '. "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt\necho "$PYTHON"\n'
+    (root / "sh" / "which.sh").write_text("#!/usr/bin/env bash\n" + text)
+    (root / "sh" / "which.sh").chmod(0o755)
+    return root
+
+
+TOOLS = ("awk", "bash", "cat", "chmod", "df", "dirname", "env", "grep", "mkdir", "rm", "sed", "sh", "sleep", "tail")
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A PATH folder with the tools of any system, and no Python."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for tool in TOOLS:
+        (tools / tool).symlink_to(shutil.which(tool))
+    return tools
+
+
+# A Python without packages; its venvs' pip does what $PIP says.
+BASE = """
+case "$1 $2" in
+    "-c "*|"- "*) exit 0;;
+    "-V "*) echo Python 3.11.0; exit 0;;
+    "-m venv") mkdir -p .venv/bin; cat >.venv/bin/python <<'EOF'
+#!/bin/sh
+case "$1 $2" in
+    "-c "*) exit 0;;
+    "-m pip") eval "$PIP";;
+    *) [ -e .venv/installed ];;
+esac
+EOF
+    chmod +x .venv/bin/python;;
+    *) exit 1;;
+esac
+"""
+
+
+def test_no_python(checkout: Path, bare: Path):
+    done = run(checkout / "sh" / "which.sh", PATH=str(bare))
+    assert done.returncode == 1
+    assert done.stderr == "error: Python 3.10 or newer is needed and not found: install it, or set PYTHON to one\n"
+
+
+def test_no_venv_module(checkout: Path, bare: Path):
+    write_program(bare / "python3", 'case "$1 $2" in *ensurepip*) exit 1;; "-c "*) exit 0;; esac; exit 1\n')
+    done = run(checkout / "sh" / "which.sh", PATH=str(bare))
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: python3 lacks the venv module") and done.stderr.count("\n") == 1
+
+
+def test_present_python_is_used_as_it_is(checkout: Path, stub: Path):
+    done = run(checkout / "sh" / "which.sh", PYTHON=str(stub))
+    assert (done.stdout, done.stderr) == (f"{stub}\n", "")
+    assert not (checkout / ".venv").exists()
+
+
+def test_sets_up_once(checkout: Path, bare: Path):
+    write_program(bare / "python3", BASE)
+    env = {"PATH": str(bare), "PIP": "echo once >>pip-ran; : >.venv/installed"}
+    first, second = (run(checkout / "sh" / "which.sh", **env) for _ in range(2))
+    assert first.stderr == "setting up .venv (once, a few minutes) ... done\n"
+    assert first.stdout == second.stdout == f"{checkout}/.venv/bin/python\n"
+    assert second.stderr == ""
+    assert (checkout / "pip-ran").read_text() == "once\n"
+
+
+def test_interrupted_set_up_is_begun_again(checkout: Path, bare: Path):
+    write_program(bare / "python3", BASE)
+    env = {"PATH": str(bare), "PIP": ": >.venv/installed; kill -9 $PPID; sleep 0.2"}
+    assert run(checkout / "sh" / "which.sh", **env).returncode == -9
+    (checkout / ".venv" / "half").touch()
+    done = run(checkout / "sh" / "which.sh", PATH=str(bare), PIP=": >.venv/installed")
+    assert done.returncode == 0 and done.stderr.endswith("done\n")
+    assert not (checkout / ".venv" / "half").exists()
+
+
+@pytest.mark.parametrize(
+    ("log", "sentence"),
+    [
+        ("NewConnectionError ERROR: No matching distribution found for torch", "could not reach the package index"),
+        ("ERROR: No matching distribution found for torch>=2", "No matching distribution found for torch>=2 with"),
+        ("OSError: [Errno 28] No space left on device", "the disk is full"),
+        ("ERROR: something else", "error: something else"),
+    ],
+)
+def test_failed_set_up_says_why(checkout: Path, bare: Path, log: str, sentence: str):
+    write_program(bare / "python3", BASE)
+    done = run(checkout / "sh" / "which.sh", PATH=str(bare), PIP=f"echo '{log}' >&2; exit 1")
+    progress, error = done.stderr.splitlines()
+    assert done.returncode == 1 and progress.endswith("failed")
+    assert error.startswith("error: ") and sentence in error and error.endswith("(log: Logs/setup.log)")
+    assert log in (checkout / "Logs" / "setup.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("requirement", "met"),
+    [
+        ("pytest>=7", True),
+        ("pytest>=7  # comment", True),
+        ("pytest>=999", False),
+        ("no-such-package", False),
+        ("no-such-package  # optional: nobody needs it", True),
+        ("-r other.txt", False),
+    ],
+)
+def test_check_requirements(tmp_path: Path, requirement: str, met: bool):
+    (tmp_path / "other.txt").write_text("# nothing but\nno-such-package>=1\n")
+    (tmp_path / "requirements.txt").write_text(requirement + "\n")
+    command = [sys.executable, ROOT / "sh" / "check_requirements.py", tmp_path / "requirements.txt"]
+    done = subprocess.run(command, capture_output=True)
+    assert (done.returncode == 0) == met
