@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datasets.augment import Augmentation, augment
+from datasets.extra import ExtraData
 from engine.errors import UserError
 
 
@@ -55,7 +57,10 @@ def random_flip(images: Tensor, flip: Tensor) -> Tensor:
 
 
 class Loader:
-    """Shuffled, augmented training batches; order, crops and flips depend on (seed, epoch) alone, not on the device.
+    """Shuffled, augmented training batches; everything random depends on (seed, epoch) alone, not on the device.
+
+    With extra data an epoch is as long as without: it has as many images as the real set, of which the fraction are
+    extra ones, drawn with replacement, and the rest a random part of the real set without repetition.
 
     Args:
         images: (N, 3, H, W) uint8, on the device.
@@ -64,27 +69,65 @@ class Loader:
         seed: of the order, crops and flips.
         padding: zero padding before the random crop, in pixels; 0 for no crop.
         flip: whether to mirror half of the images.
+        augmentation: of the cropped and flipped uint8 images; see ``create_augmentation``.
+        two_views: whether to yield the images both without and with the augmentation, cropped and flipped anew.
+        extra: images that make up a part of every batch.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, batch_size: int, seed: int, padding: int = 4, flip: bool = True):
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        seed: int,
+        padding: int = 4,
+        flip: bool = True,
+        augmentation: Augmentation | None = None,
+        two_views: bool = False,
+        extra: ExtraData | None = None,
+    ):
         self.images, self.labels = images, labels
         self.batch_size, self.seed, self.padding, self.flip = batch_size, seed, padding, flip
+        self.views = (None, augmentation) if two_views else (augmentation,)
+        self.extra = extra
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.batch_size)
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield x (B, 3, H, W) float32 in [0, 1] and y (B,) of one epoch, from its batch ``first_step`` on."""
-        generator = torch.Generator().manual_seed(int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0]))
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        """Yield x (B, 3, H, W) float32 in [0, 1], with two views the augmented x, and y (B,), of one epoch, from its
+        batch ``first_step`` on."""
+        generator = torch.Generator().manual_seed(self._seed(epoch))
         n, device = len(self.images), self.images.device
         order = torch.randperm(n, generator=generator).to(device)
-        shifts = torch.randint(0, 2 * self.padding + 1, (2, n), generator=generator).to(device)
-        flips = (torch.rand(n, generator=generator) < 0.5).to(device)
+        moves = []
+        for _ in self.views:
+            shifts = torch.randint(0, 2 * self.padding + 1, (2, n), generator=generator).to(device)
+            moves.append((shifts, (torch.rand(n, generator=generator) < 0.5).to(device)))
+        picks = torch.randint(len(self.extra.labels), (n,), generator=generator) if self.extra else None
         for step in range(first_step, len(self)):
             at = slice(step * self.batch_size, (step + 1) * self.batch_size)
-            x = self.images[order[at]]
-            if self.padding:
-                x = random_crop(x, shifts[0, at], shifts[1, at], self.padding)
-            if self.flip:
-                x = random_flip(x, flips[at])
-            yield to_float(x), self.labels[order[at]]
+            images, y = self._fetch(order[at], picks[at] if self.extra else None)
+            views = []
+            for augmentation, (shifts, flips) in zip(self.views, moves, strict=True):
+                x = images
+                if self.padding:
+                    x = random_crop(x, shifts[0, at], shifts[1, at], self.padding)
+                if self.flip:
+                    x = random_flip(x, flips[at])
+                if augmentation is not None:
+                    x = augment(x, augmentation, self._seed(epoch, step, 1))
+                views.append(to_float(x))
+            yield *views, y
+
+    def _seed(self, *parts: int) -> int:
+        return int(np.random.SeedSequence((self.seed, *parts)).generate_state(1)[0])
+
+    def _fetch(self, indices: Tensor, picks: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Images and labels of one batch: those of the indices (B,), the last of them replaced by extra ones."""
+        if picks is None:
+            return self.images[indices], self.labels[indices]
+        kept = len(indices) - self.extra.count(len(indices))
+        chosen = picks[kept:].numpy()
+        x, y = to_device(self.extra.images[chosen], self.extra.labels[chosen], self.images.device)
+        return torch.cat([self.images[indices[:kept]], x]), torch.cat([self.labels[indices[:kept]], y])

@@ -1,0 +1,125 @@
+"""Extra training images, such as generated ones: the npz form in which the field shares them, larger than memory."""
+
+import os
+import struct
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from engine.errors import UserError
+
+LOCAL_HEADER = struct.Struct("<26x2H")  # of a zip member: ends with the lengths of its name and of its extra field
+BLOCK = 1 << 24  # labels checked at a time
+
+
+@dataclass(frozen=True)
+class ExtraData:
+    """Images to mix into every batch.
+
+    Attributes:
+        images: (M, H, W, 3) uint8; labels: (M,) integers; both memory-mapped: only what a batch needs is read.
+        fraction: of every batch, in (0, 1).
+        fingerprint: the checksums that the npz file holds of them.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    fraction: float
+    fingerprint: str
+
+    def count(self, batch_size: int) -> int:
+        """How many images of a batch are extra ones."""
+        return round(self.fraction * batch_size)
+
+
+def load_extra(path: str | Path, fraction: float, image_shape: tuple[int, ...], num_classes: int) -> ExtraData:
+    """Open an npz file with the keys ``image`` (M, H, W, 3) uint8 and ``label`` (M,).
+
+    A member that np.savez wrote is memory-mapped where it lies. One that np.savez_compressed wrote is unpacked first,
+    once, into a .npy file beside the npz file.
+
+    Args:
+        fraction: of every batch, in (0, 1).
+        image_shape: (H, W, 3) of the data set that they are mixed into; num_classes: its classes.
+
+    Raises:
+        UserError: no such file, a truncated one, another image size or form, no images, labels outside the classes, or
+            no room to unpack it.
+    """
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as file:
+            members = {}
+            for key in ("image", "label"):
+                if f"{key}.npy" not in file.namelist():
+                    raise UserError(f"--extra-data {path} has no key {key!r}: it must hold image and label")
+                members[key] = file.getinfo(f"{key}.npy")
+            images, labels = (_open(path, file, info) for info in members.values())
+    except FileNotFoundError as error:
+        raise UserError(f"--extra-data {path}: there is no such file") from error
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file makes zipfile, zlib, struct and numpy raise nearly anything
+        raise UserError(f"--extra-data {path} is not a readable npz file ({error}): write or copy it again") from error
+    _check(path, images, labels, tuple(image_shape), num_classes)
+    fingerprint = "-".join(f"{info.CRC:08x}" for info in members.values())
+    return ExtraData(images, labels, fraction, fingerprint)
+
+
+def _check(path: Path, images: np.ndarray, labels: np.ndarray, image_shape: tuple[int, ...], num_classes: int) -> None:
+    where = f"--extra-data {path}"
+    if images.dtype != np.uint8 or images.ndim != 4 or not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
+        raise UserError(
+            f"{where}: image is {images.dtype} {images.shape} and label {labels.dtype} {labels.shape}, "
+            "they must be uint8 (M, H, W, 3) and integers (M,)"
+        )
+    if len(images) == 0 or len(images) != len(labels):
+        raise UserError(f"{where}: {len(images)} images and {len(labels)} labels, there must be one label an image")
+    if images.shape[1:] != image_shape:
+        raise UserError(f"{where}: images are {images.shape[1:]}, those of the data set {image_shape}")
+    blocks = [labels[i : i + BLOCK] for i in range(0, len(labels), BLOCK)]
+    low, high = min(int(b.min()) for b in blocks), max(int(b.max()) for b in blocks)
+    if low < 0 or high >= num_classes:
+        raise UserError(f"{where}: labels run from {low} to {high}, outside the {num_classes} classes")
+
+
+def _open(path: Path, file: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    """One member as a read-only memory map."""
+    if info.compress_type != zipfile.ZIP_STORED:
+        return np.load(_unpack(path, file, info), mmap_mode="r", allow_pickle=False)
+    with open(path, "rb") as raw:
+        raw.seek(info.header_offset)
+        begin = info.header_offset + LOCAL_HEADER.size + sum(LOCAL_HEADER.unpack(raw.read(LOCAL_HEADER.size)))
+        raw.seek(begin)
+        version = np.lib.format.read_magic(raw)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, fortran, dtype = read(raw)
+        offset = raw.tell()
+    if dtype.hasobject or offset - begin + dtype.itemsize * int(np.prod(shape)) != info.file_size:
+        raise ValueError(f"{info.filename} holds no plain array")
+    if 0 in shape:
+        return np.empty(shape, dtype)  # nothing to map
+    return np.memmap(path, dtype, "r", offset, shape, order="F" if fortran else "C")
+
+
+def _unpack(path: Path, file: zipfile.ZipFile, info: zipfile.ZipInfo) -> Path:
+    """The .npy file of a compressed member, written if it is not there yet; its name holds the member's checksum."""
+    target = path.with_name(f"{path.stem}-{Path(info.filename).stem}-{info.CRC:08x}.npy")
+    if target.exists() and target.stat().st_size == info.file_size:
+        return target
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    try:
+        with file.open(info) as packed, open(temporary, "wb") as unpacked:
+            while block := packed.read(1 << 24):
+                unpacked.write(block)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise UserError(
+            f"--extra-data {path} is compressed and cannot be unpacked beside itself ({error.strerror or error}): make "
+            "room there, or write it with np.savez, which needs no unpacking"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target

@@ -1,0 +1,61 @@
+"""What a run trains on and is evaluated on."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from datasets import load_dataset
+from datasets.augment import create_augmentation
+from datasets.extra import load_extra
+from datasets.loader import Loader, hold_out, to_device
+from engine.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Attributes:
+    loader: the training batches.
+    x_eval: (N, 3, H, W) uint8; y_eval: (N,): the images that every epoch is evaluated on.
+    eval_split: ``validation`` or ``test``.
+    fingerprint: of all images and labels.
+    """
+
+    loader: Loader
+    x_eval: Tensor
+    y_eval: Tensor
+    eval_split: str
+    num_classes: int
+    fingerprint: str
+
+
+def load_training_data(config: TrainConfig, device: torch.device) -> TrainingData:
+    """Training batches and evaluation images as the config says, on the device.
+
+    Raises:
+        UserError: unknown or unreadable data, or nothing left to train on.
+    """
+    dataset = load_dataset(config.dataset, config.data_dir)
+    augmentation = create_augmentation(config.augment)
+    fingerprint, extra = dataset.fingerprint(), None
+    if config.extra_data:
+        shape = dataset.x_train.shape[1:]
+        extra = load_extra(config.extra_data, config.extra_fraction, shape, dataset.num_classes)
+        fingerprint += f"+{extra.fingerprint}"
+    kept, held_out = hold_out(len(dataset.x_train), config.val_size, config.seed)
+    kept = kept[: config.limit_train or None]
+    loader = Loader(
+        *to_device(dataset.x_train[kept], dataset.y_train[kept], device),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        padding=dataset.padding,
+        flip=dataset.flip,
+        augmentation=augmentation,
+        two_views=config.augment_view_weight > 0,
+        extra=extra,
+    )
+    if config.val_size:
+        split, x, y = "validation", dataset.x_train[held_out], dataset.y_train[held_out]
+    else:
+        split, x, y = "test", dataset.x_test, dataset.y_test
+    return TrainingData(loader, *to_device(x, y, device), split, dataset.num_classes, fingerprint)
