@@ -148,6 +148,11 @@ def infer_architecture(state: dict[str, Tensor]) -> tuple[str | None, int | None
     return ("preactresnet18" if "bn.weight" in state else None), num_classes
 
 
+def plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict on the CPU, as the published programs save it."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+
+
 def file_hash(path: str | Path) -> str:
     """SHA-256 of the file, hexadecimal."""
     digest = hashlib.sha256()

@@ -79,16 +79,21 @@ def evaluate(
     images: Tensor,
     labels: Tensor,
     config: TrainConfig,
+    average: Network | None = None,
     on_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """What an epoch reports, accuracies in percent: clean on all images (N, 3, H, W) uint8, PGD-20 on the first
-    ``config.eval_size`` of them."""
+    ``config.eval_size`` of them; of the student, the guide (clean alone) and the average of the student's weights."""
     n = min(config.eval_size, len(images))
-    results = {
-        "student_clean": clean_accuracy(student, images, labels, on_batch),
-        "student_robust": pgd_accuracy(student, images[:n], labels[:n], config.epsilon, config.norm, on_batch=on_batch),
-        "robust_images": n,
-    }
+    results = {}
+    for name, network in (("student", student), ("average", average)):
+        if network is None:
+            continue
+        results[f"{name}_clean"] = clean_accuracy(network, images, labels, on_batch)
+        results[f"{name}_robust"] = pgd_accuracy(
+            network, images[:n], labels[:n], config.epsilon, config.norm, on_batch=on_batch
+        )
+    results["robust_images"] = n
     if guide is not None:
         results["guide_clean"] = clean_accuracy(guide, images, labels, on_batch)
     return results

@@ -12,9 +12,15 @@ from engine.errors import UserError
 
 # What may differ between a run and its continuation without making it another run.
 FREE_ON_RESUME = {
-    "epochs", "device", "mark", "data_dir", "log_dir", "checkpoint_dir", "resume", "max_minutes", "save_freq",
-    "log_interval", "compile",
+    "epochs", "device", "mark", "data_dir", "extra_data", "log_dir", "checkpoint_dir", "resume", "max_minutes",
+    "save_freq", "log_interval", "compile", "patience",
 }  # fmt: skip
+
+
+def _free(config: TrainConfig) -> set[str]:
+    """What may differ: the number of epochs only where the epochs before do not depend on it."""
+    depends = config.schedule != "multistep" or config.epsilon_ramp != "none"
+    return FREE_ON_RESUME - {"epochs"} if depends else FREE_ON_RESUME
 
 
 def load_training_state(path: Path, config: TrainConfig, data: str, device: torch.device) -> dict[str, Any]:
@@ -33,10 +39,12 @@ def load_training_state(path: Path, config: TrainConfig, data: str, device: torc
         raise UserError(f"{error}, or train anew with --resume none") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT or "optimizer" not in state:
         raise UserError(f"{path} is no training state to go on from: pass a last.pt, or --resume none")
+    # A setting that did not exist when the state was saved was as its default is now.
+    then = {f.name: f.default for f in dataclasses.fields(config)} | state["config"]
     differ = [
-        f"{flag(name)} {state['config'].get(name)} then, {value} now"
+        f"{flag(name)} {then[name]} then, {value} now"
         for name, value in dataclasses.asdict(config).items()
-        if name not in FREE_ON_RESUME and state["config"].get(name) != value
+        if name not in _free(config) and then[name] != value
     ]
     if state["data"] != data:
         differ.append("the images are not the same")

@@ -4,7 +4,6 @@ import dataclasses
 import signal
 import sys
 import time
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from attacks.pgd import AttackSpec, starting_point
-from datasets import Dataset, load_dataset
-from datasets.loader import Loader, hold_out, to_device
-from engine.checkpoint import FORMAT, load_strictly, save_atomically
+from attacks.pgd import starting_point
+from engine.averaging import WeightAverage
+from engine.checkpoint import FORMAT, load_strictly, plain_state, save_atomically
 from engine.config import TrainConfig
+from engine.data import load_training_data
 from engine.device import choose_device, describe, set_precision
 from engine.errors import UserError, ensure_writable
 from engine.evaluation import evaluate
 from engine.logger import RunLog
-from engine.schedule import learning_rate
+from engine.progress import CHOSEN_ON_TEST, epoch_line, opening_line
+from engine.schedule import attack_spec, awp_gamma, learning_rate
 from engine.speed import best_speedups
 from engine.state import load_training_state
-from engine.step import TrainStep
+from engine.step import TrainStep, View
 from losses import create_objective
 from models import create_model
 
@@ -50,25 +50,35 @@ class Trainer:
         self.log_folder = Path(config.log_dir) / config.run_name
         self.checkpoint_folder = Path(config.checkpoint_dir) / config.run_name
 
-        dataset = load_dataset(config.dataset, config.data_dir)
-        self._load_data(dataset)
+        data = load_training_data(config, self.device)
+        self.loader, self.x_eval, self.y_eval = data.loader, data.x_eval, data.y_eval
+        self.eval_split, self.data_fingerprint = data.eval_split, data.fingerprint
         torch.manual_seed(config.seed)
-        self.student = create_model(config.student, dataset.num_classes).to(self.device)
-        self.objective = create_objective(config.method, beta=config.beta).to(self.device)
+        self.student = create_model(config.student, data.num_classes).to(self.device)
+        self.objective = create_objective(config.method, num_classes=data.num_classes, **dataclasses.asdict(config)).to(
+            self.device
+        )
         self.guide = None
         if "guide" in self.objective.passes:
-            self.guide = create_model(config.guide, dataset.num_classes).to(self.device)
+            self.guide = create_model(config.guide, data.num_classes).to(self.device)
         self.optimizer = torch.optim.SGD(
             [p for model in (self.student, self.guide) if model is not None for p in model.parameters()],
             lr=config.lr,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
         )
-        self.attack = AttackSpec(
-            config.epsilon, config.step_size, config.num_steps, config.norm, start=self.objective.start
+        self.step = TrainStep(
+            self.student,
+            self.guide,
+            self.objective,
+            self.optimizer,
+            attack_spec(config, self.objective.start, epoch=1),
+            autocast,
+            best_speedups(self.device, config.compile, config.batch_size),
+            config.awp_gamma,
         )
-        speedups = best_speedups(self.device, config.compile, config.batch_size)
-        self.step = TrainStep(self.student, self.guide, self.objective, self.optimizer, self.attack, autocast, speedups)
+        averaged = config.average_every != "none"
+        self.average = WeightAverage(self.step.student, config.average_tau) if averaged else None
 
         self.epoch, self.steps_done = 1, 0  # the epoch in progress, and how much of it is done
         self.sums: dict[str, Tensor] = {}  # of the epoch in progress: each term, summed over its images
@@ -78,19 +88,6 @@ class Trainer:
         self.good_state: Path | None = None  # the last file that this run was saved to, or goes on from
         self._stop_reason = ""
         self._resume()
-
-    def _load_data(self, dataset: Dataset) -> None:
-        config = self.config
-        kept, held_out = hold_out(len(dataset.x_train), config.val_size, config.seed)
-        kept = kept[: config.limit_train or None]
-        images, labels = to_device(dataset.x_train[kept], dataset.y_train[kept], self.device)
-        self.loader = Loader(images, labels, config.batch_size, config.seed, dataset.padding, dataset.flip)
-        if config.val_size:
-            x, y, self.eval_split = dataset.x_train[held_out], dataset.y_train[held_out], "validation"
-        else:
-            x, y, self.eval_split = dataset.x_test, dataset.y_test, "test"
-        self.x_eval, self.y_eval = to_device(x, y, self.device)
-        self.data_fingerprint = dataset.fingerprint()
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -108,6 +105,8 @@ class Trainer:
         try:
             self._announce()
             for epoch in range(self.epoch, self.config.epochs + 1):
+                if self._out_of_patience():
+                    break
                 self._train_epoch(epoch)
                 self._finish_epoch(epoch)
             self.log.plot(final=True)
@@ -121,8 +120,8 @@ class Trainer:
             self.log.close()
 
     def _train_epoch(self, epoch: int) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, epoch)
+        self.step.attack = attack_spec(self.config, self.objective.start, epoch)
+        self.step.awp_gamma = awp_gamma(self.config, epoch)
         first = self.steps_done
         batches = tqdm(
             self.loader.epoch(epoch, first),
@@ -133,16 +132,24 @@ class Trainer:
             leave=False,
             disable=None,
         )
-        for x, y in batches:
+        for *images, y in batches:
             begin = time.perf_counter()
-            start = None
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(self.config, epoch, (self.steps_done + 0.5) / len(self.loader))
+            starts = [None] * len(images)
             if "adv" in self.objective.passes:
-                start = starting_point(x, self.attack, self._generator(epoch, self.steps_done))
-            _, terms = self.step(x, y, start)
+                generator = self._generator(epoch, self.steps_done)
+                starts = [starting_point(x, self.step.attack, generator) for x in images]
+            second = View(images[1], starts[1], self.config.augment_view_weight) if len(images) == 2 else None
+            _, terms = self.step(images[0], y, starts[0], second)
             for name, term in terms.items():
-                self.sums[name] = self.sums.get(name, 0) + term.double() * len(x)
+                self.sums[name] = self.sums.get(name, 0) + term.double() * len(y)
             self.steps_done += 1
             last = self.steps_done == len(self.loader)
+            if self.average and (last or self.config.average_every == "step"):
+                self.average.update(self.student.state_dict())
+            if last:
+                self.objective.end_epoch()
             # On a GPU, looking at the loss waits for it: not in every step.
             if self.device.type == "cpu" or last or self.steps_done % self.config.log_interval == 0:
                 self._check_loss()
@@ -164,25 +171,40 @@ class Trainer:
             "terms": terms,
             "split": self.eval_split,
             **evaluate(
-                self.step.student, self.step.guide, self.x_eval, self.y_eval, self.config, on_batch=self._save_or_stop
+                self.step.student,
+                self.step.guide,
+                self.x_eval,
+                self.y_eval,
+                self.config,
+                average=self.average.network if self.average else None,
+                on_batch=self._save_or_stop,
             ),
             "images_per_second": n / self.seconds,
             "seconds": self.seconds,
         }
         self.log.add_epoch(metrics)
-        self._log_epoch(metrics)
-        # A method without an attack has no robust accuracy worth choosing by.
-        criterion = "student_robust" if "adv" in self.objective.passes else "student_clean"
+        # Time left from the epochs of this process: evaluation and saving included.
+        self.epochs_here += 1
+        left = (time.monotonic() - self.started) / self.epochs_here * (self.config.epochs - epoch)
+        self.log.info(epoch_line(metrics, self.config.epochs, left))
+        # best.pt holds the averaged weights where there are any. A method without an attack has no robust accuracy
+        # worth choosing by.
+        which = "average" if self.average else "student"
+        criterion = f"{which}_robust" if "adv" in self.objective.passes else f"{which}_clean"
         is_best = metrics[criterion] > self.best.get(criterion, -1.0)
         if is_best:
             self.best = {"epoch": epoch, "chosen_by": criterion, "chosen_on": self.eval_split, **metrics}
         self.epoch, self.steps_done, self.sums, self.seconds = epoch + 1, 0, {}, 0.0
         # last.pt comes last: after a kill in between, the files before it are written again.
+        states = {"student": plain_state(self.student)}
+        if self.average:
+            states["average"] = plain_state(self.average.model)
         if is_best:
-            weights = {"format": FORMAT, "config": dataclasses.asdict(self.config), "student": self._student_state()}
+            weights = {"format": FORMAT, "config": dataclasses.asdict(self.config), "student": states[which]}
             save_atomically({**weights, "best": self.best}, self.checkpoint_folder / "best.pt")
         if epoch % self.config.save_freq == 0 or epoch == self.config.epochs:
-            save_atomically(self._student_state(), self.checkpoint_folder / f"student-epoch{epoch:03d}.pt")
+            for name, state in states.items():
+                save_atomically(state, self.checkpoint_folder / f"{name}-epoch{epoch:03d}.pt")
         self._save_last()
         self.log.plot(final=False)
 
@@ -190,42 +212,28 @@ class Trainer:
         seed = np.random.SeedSequence((self.config.seed, epoch, step)).generate_state(1)[0]
         return torch.Generator(self.device).manual_seed(int(seed))
 
-    # -- what the log says ---------------------------------------------------------------------------------------
-
     def _announce(self) -> None:
         config = self.config
         self.log.write_config({**dataclasses.asdict(config), "hardware": describe(self.device), "command": sys.argv})
-        guide = f", guide {config.guide}" if self.guide is not None else ""
-        self.log.info(
-            f"{config.run_name}: {config.method}, student {config.student}{guide}, {config.dataset} "
-            f"({len(self.loader.images)} training images), epsilon {config.epsilon:.4g} {config.norm}, "
-            f"{config.precision}, {describe(self.device)}"
-        )
+        self.log.info(opening_line(config, self.guide is not None, len(self.loader.images), describe(self.device)))
         if config.precision == "tf32" and self.device.type == "cpu":
             self.log.info("tf32 changes nothing on a CPU")
         if self.eval_split == "test":
-            self.log.info(
-                "best.pt is chosen on the TEST set, so its figures are optimistic: --val-size N chooses on held-out "
-                "training images instead; last.pt involves no choice"
-            )
+            self.log.info(CHOSEN_ON_TEST)
         if self.epoch > config.epochs:
             self.log.info(f"already trained for {self.epoch - 1} epochs: nothing to do")
         elif (self.epoch, self.steps_done) != (1, 0):
             self.log.info(f"going on in epoch {self.epoch} after {self.steps_done} of {len(self.loader)} steps")
 
-    def _log_epoch(self, m: dict[str, Any]) -> None:
-        terms = " ".join(f"{name} {value:.4f}" for name, value in m["terms"].items())
-        guide = f", guide {m['guide_clean']:.2f}%" if "guide_clean" in m else ""
-        # Time left from the epochs of this process: evaluation and saving included.
-        self.epochs_here += 1
-        left = (time.monotonic() - self.started) / self.epochs_here * (self.config.epochs - m["epoch"])
-        self.log.info(
-            f"epoch {m['epoch']}/{self.config.epochs}  lr {m['lr']:g}  loss {m['loss']:.4f} ({terms})  "
-            f"{m['split']}: clean {m['student_clean']:.2f}%, PGD-20 {m['student_robust']:.2f}%{guide}  "
-            f"{m['images_per_second']:.0f} images/s  left {timedelta(seconds=round(left))}"
-        )
-
     # -- stopping, saving, resuming ------------------------------------------------------------------------------
+
+    def _out_of_patience(self) -> bool:
+        """Whether --patience epochs have passed since the best one: robust overfitting has set in."""
+        best = self.best.get("epoch", self.epoch - 1)
+        if not self.config.patience or self.steps_done or self.epoch - 1 - best < self.config.patience:
+            return False
+        self.log.info(f"stopped early: no epoch since {best} was better (--patience {self.config.patience})")
+        return True
 
     def _on_signal(self, number: int, frame: object) -> None:
         if self._stop_reason and number == signal.SIGINT:
@@ -266,10 +274,6 @@ class Trainer:
             f"try a lower --lr (now {learning_rate(self.config, self.epoch):g}) or --precision fp32"
         )
 
-    def _student_state(self) -> dict[str, Tensor]:
-        """Plain state dict on the CPU, as the published programs save it."""
-        return {name: tensor.detach().cpu().contiguous() for name, tensor in self.student.state_dict().items()}
-
     def _save_last(self) -> None:
         self._check_finite()
         state = {
@@ -280,6 +284,7 @@ class Trainer:
             "guide": self.guide.state_dict() if self.guide is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "objective": self.objective.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
             "epoch": self.epoch,
             "steps_done": self.steps_done,
             "sums": self.sums,
@@ -301,6 +306,8 @@ class Trainer:
             load_strictly(self.guide, state["guide"], path)
         self.optimizer.load_state_dict(state["optimizer"])
         self.objective.load_state_dict(state["objective"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
         self.epoch, self.steps_done = state["epoch"], state["steps_done"]
         self.sums, self.seconds, self.best = state["sums"], state["seconds"], state["best"]
         if not (self.checkpoint_folder / "best.pt").exists():

@@ -23,7 +23,7 @@ METHODS: dict[str, type[Objective]] = {
 }
 
 
-def create_objective(method: str, **parameters: object) -> Objective:
+def create_objective(method: str, /, **parameters: object) -> Objective:
     """The objective of a method.
 
     Args:
