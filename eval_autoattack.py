@@ -12,7 +12,8 @@ from typing import NoReturn
 
 from engine import autoattack, report
 from engine.checkpoint import file_hash
-from engine.config import EvalConfig, parse_eval
+from engine.command_line import parse_eval
+from engine.config import EvalConfig
 from engine.device import choose_device, describe, set_precision
 from engine.errors import ensure_writable, run_program
 from engine.outcomes import Outcomes

@@ -3,7 +3,7 @@
 
 import sys
 
-from engine.config import parse_train
+from engine.command_line import parse_train
 from engine.errors import run_program
 from engine.trainer import Stopped, Trainer
 

@@ -1,6 +1,5 @@
-"""Every setting of both programs: the dataclasses hold the defaults, and the command lines are derived from them."""
+"""Every setting of both programs: the dataclasses are the single source of the defaults."""
 
-import argparse
 import dataclasses
 import math
 import re
@@ -71,13 +70,13 @@ class CommonConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "epsilon", parse_epsilon(self.epsilon))
-        _require(self.norm in NORMS, f"--norm {self.norm}: choose {' or '.join(NORMS)}")
-        _require(
+        require(self.norm in NORMS, f"--norm {self.norm}: choose {' or '.join(NORMS)}")
+        require(
             re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
             f"--device {self.device}: choose auto, cpu, cuda or cuda:N",
         )
-        _require(0 <= self.seed < 2**63, f"--seed {self.seed} must be a non-negative integer")
-        _require(
+        require(0 <= self.seed < 2**63, f"--seed {self.seed} must be a non-negative integer")
+        require(
             re.fullmatch(r"[\w.+-]*", self.mark) is not None and self.mark not in (".", ".."),
             f"--mark {self.mark!r} names a folder: letters, digits and . _ + - only",
         )
@@ -165,35 +164,35 @@ class TrainConfig(CommonConfig):
         for name in (
             "epochs", "batch_size", "num_steps", "eval_size", "save_freq", "log_interval", "awp_start_epoch"
         ):  # fmt: skip
-            _require(getattr(self, name) >= 1, f"{flag(name)} {getattr(self, name)} must be at least 1")
+            require(getattr(self, name) >= 1, f"{flag(name)} {getattr(self, name)} must be at least 1")
         for name in (
             "beta", "alpha", "gamma", "attack_beta", "weight_decay", "limit_train", "val_size", "max_minutes",
             "augment_view_weight", "awp_gamma", "step_ratio", "patience",
         ):  # fmt: skip
-            _require(0 <= getattr(self, name) < math.inf, f"{flag(name)} {getattr(self, name)} must be 0 or more")
+            require(0 <= getattr(self, name) < math.inf, f"{flag(name)} {getattr(self, name)} must be 0 or more")
         for name in ("lr", "step_size", "warmup_factor", "temperature"):
-            _require(0 < getattr(self, name) < math.inf, f"{flag(name)} {getattr(self, name)} must be above 0")
-        _require(
+            require(0 < getattr(self, name) < math.inf, f"{flag(name)} {getattr(self, name)} must be above 0")
+        require(
             all(epoch >= 1 for epoch in self.decay_epochs), f"--decay-epochs {self.decay_epochs}: epochs start at 1"
         )
-        _require(0 <= self.extra_fraction < 1, f"--extra-fraction {self.extra_fraction} must be in [0, 1)")
-        _require(
+        require(0 <= self.extra_fraction < 1, f"--extra-fraction {self.extra_fraction} must be in [0, 1)")
+        require(
             bool(self.extra_data) == (self.extra_fraction > 0),
             "--extra-data FILE and --extra-fraction above 0 go together: pass both or neither",
         )
-        _require(
+        require(
             self.augment_view_weight == 0 or self.augment != "none",
             f"--augment-view-weight {self.augment_view_weight} needs an --augment for the second view",
         )
         for name in ("momentum", "label_smoothing", "average_tau"):
-            _require(0 <= getattr(self, name) < 1, f"{flag(name)} {getattr(self, name)} must be in [0, 1)")
+            require(0 <= getattr(self, name) < 1, f"{flag(name)} {getattr(self, name)} must be in [0, 1)")
         for f in dataclasses.fields(self):
             choices = f.metadata.get("choices")
-            _require(
+            require(
                 choices is None or getattr(self, f.name) in choices,
                 f"{flag(f.name)} {getattr(self, f.name)}: choose {' or '.join(choices or ())}",
             )
-        _require(
+        require(
             self.patience == 0 or self.val_size > 0,
             f"--patience {self.patience} needs held-out images to judge by: add --val-size N",
         )
@@ -227,9 +226,9 @@ class EvalConfig(CommonConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.batch_size >= 1, f"--batch-size {self.batch_size} must be at least 1")
-        _require(self.n_examples >= 0, f"--n-examples {self.n_examples} must be 0 (all) or more")
-        _require(
+        require(self.batch_size >= 1, f"--batch-size {self.batch_size} must be at least 1")
+        require(self.n_examples >= 0, f"--n-examples {self.n_examples} must be 0 (all) or more")
+        require(
             (self.version == "custom") == bool(self.attacks), "--attacks goes with --version custom, and only with it"
         )
 
@@ -238,86 +237,6 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
     if not condition:
         raise UserError(message)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Bad usage is one sentence, like every other error."""
-
-    def error(self, message: str) -> None:
-        raise UserError(f"{message}; {self.prog} --help lists the flags")
-
-
-def add_options(parser: argparse.ArgumentParser, config: type[CommonConfig]) -> None:
-    """One flag per field of the dataclass: underscores become dashes, the default and the type are the field's."""
-    for f in dataclasses.fields(config):
-        default = f.default
-        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-        parser.add_argument(
-            flag(f.name),
-            *f.metadata.get("aliases", ()),
-            dest=f.name,
-            type=f.metadata.get("parse", type(default)),
-            choices=f.metadata.get("choices"),
-            default=argparse.SUPPRESS,
-            metavar=None if "choices" in f.metadata else f.name.upper(),
-            help=f"{f.metadata['help']} (default: {shown if shown != '' else 'none'})",
-        )
-
-
-def _parser(description: str, config: type[CommonConfig], legacy: dict[str, dict]) -> argparse.ArgumentParser:
-    parser = _Parser(description=description, allow_abbrev=False)
-    add_options(parser, config)
-    group = parser.add_argument_group("flags of the published programs, kept as aliases")
-    for name, kwargs in legacy.items():
-        group.add_argument(name, default=argparse.SUPPRESS, **kwargs)
-    return parser
-
-
-def parse_train(argv: list[str] | None = None) -> TrainConfig:
-    """Command line -> TrainConfig.
-
-    Raises:
-        UserError: unknown flag or impossible value.
-    """
-    legacy = {
-        "--no-cuda": {"action": "store_true", "help": "as --device cpu"},
-        "-num_classes": {"type": int, "help": "10 or 100; without --dataset, chooses cifar10 or cifar100"},
-    }
-    values = vars(_parser("Train a robust student with its guide.", TrainConfig, legacy).parse_args(argv))
-    if values.pop("no_cuda", False):
-        values["device"] = "cpu"
-    _apply_num_classes(values)
-    return TrainConfig(**values)
-
-
-def parse_eval(argv: list[str] | None = None) -> EvalConfig:
-    """Command line -> EvalConfig.
-
-    Raises:
-        UserError: unknown flag or impossible value.
-    """
-    legacy = {
-        "--widen_factor": {"type": int, "help": "K of wrn-34-K"},
-        "--num_classes": {"type": int, "help": "10 or 100; without --dataset, chooses cifar10 or cifar100"},
-        "--dataparallel": {"nargs": "?", "help": "ignored: the prefix module. is found out by itself"},
-    }
-    values = vars(_parser("Measure robustness with AutoAttack.", EvalConfig, legacy).parse_args(argv))
-    values.pop("dataparallel", None)
-    if "widen_factor" in values:
-        values.setdefault("student", f"wrn-34-{values.pop('widen_factor')}")
-        values.pop("widen_factor", None)
-    _apply_num_classes(values)
-    return EvalConfig(**values)
-
-
-def _apply_num_classes(values: dict[str, Any]) -> None:
-    num_classes = values.pop("num_classes", None)
-    if num_classes is None:
-        return
-    _require(num_classes in (10, 100), f"-num_classes {num_classes}: CIFAR has 10 or 100")
-    dataset = values.setdefault("dataset", f"cifar{num_classes}")
-    contradicts = {"cifar10": 100, "digits": 100, "cifar100": 10}.get(dataset) == num_classes
-    _require(not contradicts, f"--dataset {dataset} does not have {num_classes} classes")

@@ -14,7 +14,7 @@ MARGIN_ONE, WEIGHT_ONE = 1.0001, 1.0000001
 
 
 class MART(Objective):
-    """CE(f(x'), y) - log(1 - max_{k != y} p_k(x')) + beta * KL(p(x) || p(x')) (1 - p_y(x)), eq. (8) to (11).
+    """CE(f(x'), y) - log(1 - max_{k != y} p_k(x')) + beta * KL(p(x) || p(x')) (1 - p_y(x)).
 
     Args:
         beta: weight of the KL term, at least 0 (the paper's lambda): 6 for WideResNets, 5 for ResNet-18.

@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from engine.config import EvalConfig, TrainConfig, flag, parse_epsilon, parse_eval, parse_train
+from engine.command_line import parse_eval, parse_train
+from engine.config import EvalConfig, TrainConfig, flag, parse_epsilon
 from engine.errors import UserError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import parse_train
+from engine.command_line import parse_train
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted((ROOT / "sh").glob("*.sh"))
