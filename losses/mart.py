@@ -32,9 +32,10 @@ class MART(Objective):
         return F.cross_entropy(adv_logits, y, reduction="none")
 
     def outer(self, logits: Mapping[str, Tensor], y: Tensor) -> dict[str, Tensor]:
-        p, q = logits["nat"].softmax(1), logits["adv"].softmax(1)
+        log_p, q = logits["nat"].log_softmax(1), logits["adv"].softmax(1)
+        p = log_p.exp()
         others = q.scatter(1, y[:, None], 0.0).amax(1)
-        kl = (torch.xlogy(p, p) - p * torch.log(q + SMALL)).sum(1)
+        kl = (p * (log_p - torch.log(q + SMALL))).sum(1)
         p_true = p.gather(1, y[:, None]).squeeze(1)
         return {
             "ce": self.cross_entropy(logits["adv"], y),
