@@ -1,0 +1,82 @@
+#!/usr/bin/env python3
+"""What a recipe costs: GFLOP per image, counted over one real training step without computing it.
+
+python benchmarks/cost.py --method lbgat --beta 6 --dataset cifar100 --epochs 100       (any flags of train_lbgat.py)
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from attacks.pgd import AttackSpec
+from engine.command_line import parse_train
+from engine.config import TrainConfig
+from engine.errors import run_program
+from engine.step import TrainStep, View
+from losses import create_objective
+from models import create_model
+
+IMAGES = {"cifar10": (50_000, 10, 32), "cifar100": (50_000, 100, 32), "digits": (1_437, 10, 16)}
+# Assumed of one H100 in bf16 (peak 989 TFLOP/s, dense): a third of the peak is rarely exceeded by a whole step of small
+# convolutions.
+TFLOPS = 250.0
+
+
+class FlopCounter(TorchDispatchMode):
+    """As FlopCounterMode, without its hooks on modules, which the gradients of an attack do not allow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func._overloadpacket in flop_registry:
+            self.total += flop_registry[func._overloadpacket](*args, **kwargs, out_val=result)
+        return result
+
+
+def step_gflop(config: TrainConfig) -> float:
+    """GFLOP per image of a training step of the recipe, once weight perturbation has set in, if it has any; a
+    multiply-add counts as two, and only convolutions and matrix products count."""
+    _, num_classes, size = IMAGES[config.dataset]
+    batch = 2
+    with torch.device("meta"):
+        student = create_model(config.student, num_classes)
+        objective = create_objective(config.method, num_classes=num_classes, **dataclasses.asdict(config))
+        guide = create_model(config.guide, num_classes) if "guide" in objective.passes else None
+        nets = [net for net in (student, guide) if net is not None]
+        optimizer = torch.optim.SGD([p for net in nets for p in net.parameters()], lr=config.lr)
+        attack = AttackSpec(config.epsilon, config.step_size, config.num_steps, config.norm)
+        step = TrainStep(student, guide, objective, optimizer, attack, awp_gamma=config.awp_gamma)
+        x, y = torch.empty(batch, 3, size, size), torch.zeros(batch, dtype=torch.int64)
+        second = View(x, x, config.augment_view_weight) if config.augment_view_weight else None
+        with FlopCounter() as counter:
+            step(x, y, x, second)
+    return counter.total / batch / 1e9
+
+
+def hours(config: TrainConfig) -> float:
+    """Estimated hours of training on one H100 in bf16 at ``TFLOPS``, without the evaluations."""
+    images = IMAGES[config.dataset][0] * config.epochs
+    return images * step_gflop(config) / TFLOPS / 1e3 / 3600
+
+
+def main() -> None:
+    config = parse_train()
+    print(
+        f"{step_gflop(config):.0f} GFLOP per image; {hours(config):.0f} hours on one H100, estimated at {TFLOPS:.0f} "
+        "TFLOP/s in bf16"
+    )
+
+
+if __name__ == "__main__":
+    run_program(main)

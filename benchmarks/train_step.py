@@ -1,0 +1,215 @@
+#!/usr/bin/env python3
+"""Time one LBGAT training step against a plain reference step, in one process, alternating; print their ratio.
+
+python benchmarks/train_step.py --student wrn-16-2 --guide wrn-10-1 --batch-size 64
+python benchmarks/train_step.py --student wrn-34-10 --precision bf16 --ablate --json step.json     (on a GPU)
+"""
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from attacks.pgd import AttackSpec, starting_point
+from benchmarks.measure import PeakMemory, alternate, forward_gflop, median_ratio, peak_gflops, step_gflop
+from benchmarks.reference import ReferenceStep
+from engine.device import choose_device, describe, set_precision
+from engine.errors import UserError, run_program
+from engine.speed import CPU_MICRO_BATCH, PLAIN, Speedups, best_speedups
+from engine.step import TrainStep
+from losses import create_objective
+from models import create_model
+
+ATTACK = AttackSpec(epsilon=0.031, step_size=0.007, num_steps=10)
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--student", default="wrn-16-2")
+    parser.add_argument("--guide", default="wrn-10-1")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--num-classes", type=int, default=100)
+    parser.add_argument("--beta", type=float, default=6.0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="fp32", help="of our step")
+    parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--ablate", action="store_true", help="time each optimization alone, too")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    args = parser.parse_args(argv)
+    if args.batch_size < 1 or args.repeats < 1:
+        raise UserError("--batch-size and --repeats must be at least 1")
+    return args
+
+
+class Bench:
+    """Steps of one size, all from the same initial weights, on the same batch and noise."""
+
+    def __init__(self, args: argparse.Namespace, device: torch.device):
+        self.args, self.device = args, device
+        generator = torch.Generator(device).manual_seed(0)
+        shape = (args.batch_size, 3, args.image_size, args.image_size)
+        self.x = torch.rand(shape, generator=generator, device=device)
+        self.y = torch.randint(args.num_classes, (args.batch_size,), generator=generator, device=device)
+        self.start = starting_point(self.x, ATTACK, generator)
+
+    def _networks(self, fused: bool) -> tuple[torch.nn.Module, torch.nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        student, guide = (
+            create_model(name, self.args.num_classes).to(self.device) for name in (self.args.student, self.args.guide)
+        )
+        optimizer = torch.optim.SGD(
+            [*student.parameters(), *guide.parameters()], lr=0.1, momentum=0.9, weight_decay=2e-4, fused=fused or None
+        )
+        return student, guide, optimizer
+
+    def reference(self, channels_last: bool = False, **options: bool) -> Callable[[], object]:
+        student, guide, optimizer = self._networks(fused=False)
+        step = ReferenceStep(student, guide, optimizer, self.args.beta, **options)
+        x = self.x
+        if channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+            student.to(memory_format=torch.channels_last)
+            guide.to(memory_format=torch.channels_last)
+
+        def run() -> object:
+            set_precision("fp32", self.device)
+            return step(x, self.y, self.start)
+
+        return run
+
+    def ours(self, speedups: Speedups, precision: str, fused: bool = True) -> Callable[[], object]:
+        student, guide, optimizer = self._networks(fused)
+        autocast = set_precision(precision, self.device)
+        step = TrainStep(
+            student, guide, create_objective("lbgat", beta=self.args.beta), optimizer, ATTACK, autocast, speedups
+        )
+
+        def run() -> object:
+            set_precision(precision, self.device)
+            return step(self.x, self.y, self.start)
+
+        return run
+
+    def ablations(self) -> dict[str, Callable[[], Callable[[], object]]]:
+        """Each optimization alone: makers of a step, so that only one at a time holds memory."""
+        cpu = self.device.type == "cpu"
+        rows = {
+            "clean logits once": lambda: self.reference(clean_once=True),
+            "frozen parameters": lambda: self.reference(frozen=True),
+            "channels_last": lambda: self.reference(channels_last=True),
+            "our step, no speedups": lambda: self.ours(PLAIN, "fp32", fused=False),
+            "  + channels_last": lambda: self.ours(replace(PLAIN, channels_last=True), "fp32", fused=False),
+            "  + folded BatchNorm": lambda: self.ours(replace(PLAIN, fold=True), "fp32", fused=False),
+            "  + fused SGD": lambda: self.ours(PLAIN, "fp32", fused=True),
+        }
+        if cpu:
+            rows["  + micro-batches"] = lambda: self.ours(
+                replace(PLAIN, micro_batch=CPU_MICRO_BATCH), "fp32", fused=False
+            )
+        else:
+            rows["  + tf32"] = lambda: self.ours(PLAIN, "tf32", fused=False)
+        rows["  + bf16"] = lambda: self.ours(PLAIN, "bf16", fused=False)
+        if not cpu or self.args.compile == "on":
+            rows["  + compile"] = lambda: self.ours(
+                replace(PLAIN, compile_for=self.args.batch_size), "fp32", fused=False
+            )
+        return rows
+
+
+def measure(args: argparse.Namespace) -> dict[str, object]:
+    """All figures of one configuration."""
+    device = choose_device(args.device)
+    bench = Bench(args, device)
+    speedups = best_speedups(device, args.compile, args.batch_size)
+    reference, ours = bench.reference(), bench.ours(speedups, args.precision)
+
+    memory = {}
+    for name, run in (("reference", reference), ("ours", ours)):
+        run()
+        with PeakMemory(device) as peak:
+            run()
+        memory[name] = peak.mib
+    seconds = alternate({"reference": reference, "ours": ours}, args.repeats, device)
+    ratio, median = median_ratio(seconds["reference"], seconds["ours"]), statistics.median(seconds["ours"])
+
+    gflop = step_gflop(
+        forward_gflop(args.student, args.num_classes, args.image_size),
+        forward_gflop(args.guide, args.num_classes, args.image_size),
+        ATTACK.num_steps,
+        args.beta,
+    )
+    set_precision(args.precision, device)
+    peak_rate = peak_gflops(device, args.precision)
+    rate = gflop * args.batch_size / median
+    figures: dict[str, object] = {
+        "ratio": ratio,
+        "images_per_second": args.batch_size / median,
+        "gflop_per_image": gflop,
+        "gflops_per_second": rate,
+        "peak_gflops_per_second": peak_rate,
+        "fraction_of_peak": rate / peak_rate,
+        "peak_memory_mib": memory["ours"],
+        "reference_peak_memory_mib": memory["reference"],
+        "seconds": seconds,
+        "hardware": describe(device),
+        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+    }
+    if args.ablate:
+        figures["ablation"] = ablate(bench, reference, args.repeats, device)
+    return figures
+
+
+def ablate(
+    bench: Bench, reference: Callable[[], object], repeats: int, device: torch.device
+) -> dict[str, dict[str, float]]:
+    """Each optimization alone against the reference, in turns of two."""
+    table = {}
+    for name, make in bench.ablations().items():
+        seconds = alternate({"reference": reference, "row": make()}, repeats, device)
+        table[name] = {
+            "ratio": median_ratio(seconds["reference"], seconds["row"]),
+            "seconds": statistics.median(seconds["row"]),
+        }
+        gc.collect()
+    return table
+
+
+def report(figures: dict[str, object]) -> str:
+    """The figures as a few lines of text."""
+    a, seconds = figures["arguments"], figures["seconds"]
+    lines = [
+        f"{a['student']}, guide {a['guide']}, batch {a['batch_size']}, beta {a['beta']:g}, {figures['hardware']}",
+        f"reference step  {statistics.median(seconds['reference']):9.4f} s   fp32, "
+        f"peak memory {figures['reference_peak_memory_mib']:.0f} MiB",
+        f"our step        {statistics.median(seconds['ours']):9.4f} s   {a['precision']}, "
+        f"peak memory {figures['peak_memory_mib']:.0f} MiB",
+        f"ratio {figures['ratio']:.2f}   {figures['images_per_second']:.1f} images/s   "
+        f"{figures['gflops_per_second']:.0f} GFLOP/s = {figures['fraction_of_peak']:.0%} of the measured peak "
+        f"{figures['peak_gflops_per_second']:.0f} ({a['precision']} matrix product)",
+    ]
+    for name, row in figures.get("ablation", {}).items():
+        lines.append(f"  {name:24s} {row['seconds']:9.4f} s   x{row['ratio']:.2f}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    args = parse()
+    figures = measure(args)
+    print(report(figures))
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,216 @@
+"""The fast step is the same step: every speedup against the plain reference that the benchmarks time."""
+
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+
+from attacks.pgd import AttackSpec, starting_point
+from benchmarks.measure import forward_gflop, step_gflop
+from benchmarks.reference import ReferenceStep
+from benchmarks.train_step import measure, parse
+from engine.speed import PLAIN, Network, Speedups, best_speedups
+from engine.step import TrainStep, View
+from losses import create_objective
+from models import create_model
+from models.fold import Folded
+
+ATTACK = AttackSpec(epsilon=0.031, step_size=0.007, num_steps=10)
+
+
+def nets_and_optimizer(dtype=torch.float32, student="wrn-10-1"):
+    torch.manual_seed(3)
+    nets = [create_model(name, 10).to(dtype) for name in (student, "wrn-10-1")]
+    optimizer = torch.optim.SGD([p for net in nets for p in net.parameters()], lr=0.1, momentum=0.9, weight_decay=2e-4)
+    return *nets, optimizer
+
+
+def batch(n=16, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(4)
+    x = torch.rand(n, 3, 32, 32, generator=generator).to(dtype)
+    y = torch.randint(10, (n,), generator=generator)
+    return x, y, starting_point(x, ATTACK, generator)
+
+
+SPEEDUPS = {
+    "plain": PLAIN,
+    "channels_last": Speedups(fold=False),
+    "folded": Speedups(channels_last=False),
+    "all, CPU": Speedups(micro_batch=5),
+}
+
+
+@pytest.mark.parametrize("name", SPEEDUPS)
+def test_float32_attack_equals_the_reference(name):
+    """From each iterate of the reference's attack, one fast step gives the same next iterate, but for the signs of
+    gradients within rounding of zero: below 1e-3 of the pixels.
+
+    Whole float32 trajectories cannot be compared: 10 signed steps amplify rounding, and the reference in float32 and
+    in float64 part in a quarter of the pixels too. The float64 test below does compare them.
+    """
+    x, y, start = batch()
+    *nets, optimizer = nets_and_optimizer(student="wrn-16-2")
+    one = replace(ATTACK, num_steps=1)
+    fast = TrainStep(*nets, create_objective("lbgat", beta=6.0), optimizer, one, speedups=SPEEDUPS[name])
+    reference = ReferenceStep(*nets, optimizer, num_steps=1)
+    iterate = start
+    for _ in range(ATTACK.num_steps):
+        expected = reference.attack(x, iterate)
+        flipped = ((fast.adversarial(x, y, iterate) - expected).abs() > 1e-6).double().mean().item()
+        assert flipped < 1e-3
+        if name == "plain":
+            assert flipped == 0
+        iterate = expected
+
+
+@pytest.mark.parametrize("beta", [0.0, 6.0])
+@pytest.mark.parametrize("name", SPEEDUPS)
+def test_float32_losses_equal_the_reference(name, beta):
+    """On the same adversarial images, to 1e-5, over two steps."""
+    x, y, start = batch()
+    *nets, optimizer = nets_and_optimizer(student="wrn-16-2")
+    reference = ReferenceStep(*nets, optimizer, beta=beta)
+    expected = [reference(x, y, start.clone()) for _ in range(2)]
+    *nets, optimizer = nets_and_optimizer(student="wrn-16-2")
+    fast = TrainStep(*nets, create_objective("lbgat", beta=beta), optimizer, ATTACK, speedups=SPEEDUPS[name])
+    for x_adv, terms in expected:
+        for term, value in fast.update([View(x, start, x_adv=x_adv)], y).items():
+            assert value.item() == pytest.approx(terms[term].item(), rel=1e-5, abs=1e-5)
+
+
+def test_float64_weights_equal_the_reference_after_three_steps():
+    x, y, start = batch(8, torch.float64)
+    states = []
+    for fast in (False, True):
+        *nets, optimizer = nets_and_optimizer(torch.float64)
+        if fast:
+            step = TrainStep(
+                *nets, create_objective("lbgat", beta=6.0), optimizer, ATTACK, speedups=Speedups(micro_batch=3)
+            )
+        else:
+            step = ReferenceStep(*nets, optimizer, beta=6.0)
+        for _ in range(3):
+            step(x, y, start.clone())
+        states.append([net.state_dict() for net in nets])
+    for expected, actual in zip(*states, strict=True):
+        for name in expected:
+            torch.testing.assert_close(actual[name], expected[name], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["wrn-16-2", "resnet18-guide", "preactresnet18"])
+def test_folding_is_exact_and_follows_the_weights(name):
+    model = create_model(name, 10).double()
+    x = torch.rand(4, 3, 32, 32, dtype=torch.float64)
+    folded = Folded(model.eval())
+    model.train()
+    model(3 * x)  # moves every running statistic
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    model.eval()
+    folded.refresh()
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+def test_what_is_folded():
+    """In a pre-activation block conv1-bn2 folds and bn1, which follows an addition, does not."""
+    counts = {"wrn-10-1": 3, "wrn-16-2": 6 + 1, "resnet18": 20, "preactresnet18": 8}
+    # wrn-16-2: the stem widens, so block1.layer.0.bn1 is the stem's only reader and folds as well
+    for name, expected in counts.items():
+        assert sum(isinstance(m, torch.nn.Identity) for m in Folded(create_model(name, 10)).module.modules()) == 0
+        assert len(Folded(create_model(name, 10))._pairs) == expected
+
+
+def test_untraceable_network_is_attacked_unfolded():
+    class Branching(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = torch.nn.Linear(3 * 32 * 32, 10)
+
+        def forward(self, x):
+            return self.fc(x.flatten(1)) if x.sum() > 0 else self.fc(-x.flatten(1))
+
+    model = Branching()
+    x, *_ = batch(4)
+    assert torch.equal(Network(model, Speedups()).attack_logits(x), model(x))
+
+
+def test_compiled_step_equals_eager_and_never_recompiles(monkeypatch):
+    """Mode, last batch and epsilon change; the number of compiled graphs does not."""
+    compiled = []
+    real_compile = torch.compile
+
+    def counting_backend(graph, example_inputs):
+        compiled.append(len(example_inputs[0]) if example_inputs else 0)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda f, **kw: real_compile(f, backend=counting_backend, **kw))
+    results = []
+    for speedups in (Speedups(), Speedups(compile_for=16)):
+        *nets, optimizer = nets_and_optimizer()
+        step = TrainStep(*nets, create_objective("lbgat", beta=0.0), optimizer, ATTACK, speedups=speedups)
+        losses = []
+        for i, n in enumerate((16, 16, 7, 16, 16)):
+            x, y, start = batch(n)
+            if i == 3:
+                step.attack = AttackSpec(epsilon=0.02, step_size=0.004, num_steps=10)
+            losses.append(sum(step(x, y, start)[1].values()).item())
+            if i == 1:
+                warm = len(compiled)
+        results.append(losses)
+    assert results[1] == pytest.approx(results[0], rel=1e-4)
+    assert warm > 0
+    assert len(compiled) == warm
+
+
+def test_failing_compilation_falls_back_with_one_warning(monkeypatch):
+    def broken_compile(model, **_):
+        def run(images):
+            raise RuntimeError("no compiler here")
+
+        return run
+
+    x, y, start = batch(8)
+    *nets, optimizer = nets_and_optimizer()
+    expected = TrainStep(*nets, create_objective("lbgat", beta=6.0), optimizer, ATTACK)(x, y, start.clone())[1]
+    monkeypatch.setattr(torch, "compile", broken_compile)
+    *nets, optimizer = nets_and_optimizer()
+    step = TrainStep(*nets, create_objective("lbgat", beta=6.0), optimizer, ATTACK, speedups=Speedups(compile_for=8))
+    with pytest.warns(UserWarning, match="no compiler here"):
+        terms = step(x, y, start.clone())[1]
+    assert {k: v.item() for k, v in terms.items()} == {k: v.item() for k, v in expected.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(x, y, start.clone())
+
+
+def test_best_speedups():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert best_speedups(cpu, "auto", 128).compile_for == 0
+    assert best_speedups(cpu, "on", 128).compile_for == 128
+    assert best_speedups(cuda, "auto", 128) == Speedups(micro_batch=0, compile_for=128)
+    assert best_speedups(cuda, "off", 128).compile_for == 0
+
+
+def test_gflop_of_a_step():
+    """370 GFLOP an image for LBGAT6 at WRN-34-10 (27 student forwards, 3 of the guide)."""
+    student, guide = forward_gflop("wrn-34-10", 100, 32), forward_gflop("resnet18-guide", 100, 32)
+    assert student == pytest.approx(13.318, abs=2e-3)
+    assert guide == pytest.approx(3.527, abs=1e-3)
+    assert step_gflop(student, guide, 10, 6.0) == pytest.approx(27 * student + 3 * guide)
+    assert step_gflop(student, guide, 10, 0.0) == pytest.approx(25 * student + 3 * guide)
+
+
+def test_benchmark_figures_are_consistent(monkeypatch):
+    monkeypatch.setattr("benchmarks.train_step.peak_gflops", lambda device, precision: 123.0)
+    args = parse(["--student", "wrn-10-1", "--batch-size", "4", "--image-size", "8", "--repeats", "2", "--ablate"])
+    figures = measure(args)
+    ours = sorted(figures["seconds"]["ours"])
+    median = (ours[0] + ours[1]) / 2
+    assert figures["images_per_second"] == pytest.approx(4 / median)
+    assert figures["gflops_per_second"] == pytest.approx(figures["gflop_per_image"] * 4 / median)
+    assert figures["fraction_of_peak"] == pytest.approx(figures["gflops_per_second"] / 123.0)
+    assert figures["ratio"] > 0
+    assert figures["peak_memory_mib"] >= 0
+    assert "clean logits once" in figures["ablation"]
