@@ -22,7 +22,13 @@ def plot_curves(metrics: list[dict[str, Any]], path: Path) -> None:
     losses.set(title="training loss", yscale="log")
 
     split = metrics[0]["split"]
-    series = {"student_clean": "student, clean", "student_robust": "student, PGD-20", "guide_clean": "guide, clean"}
+    series = {
+        "student_clean": "student, clean",
+        "student_robust": "student, PGD-20",
+        "average_clean": "average, clean",
+        "average_robust": "average, PGD-20",
+        "guide_clean": "guide, clean",
+    }
     for key, label in series.items():
         if key in metrics[0]:
             accuracies.plot(epochs, [m[key] for m in metrics], ".-", label=f"{label}: {metrics[-1][key]:.1f}%")

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import signal
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from engine.config import TrainConfig
 from engine.errors import UserError
 from engine.logger import RunLog
 from engine.schedule import attack_spec, awp_gamma, learning_rate
-from engine.speed import PLAIN, Network
+from engine.speed import PLAIN, Network, Speedups
 from engine.state import load_training_state
 from engine.step import TrainStep, View
 from engine.trainer import Stopped, Trainer
@@ -373,6 +374,31 @@ def test_before_its_first_epoch_awp_changes_the_pass_order_alone():
     for name, p in step.student.model.named_parameters():
         torch.testing.assert_close(p, dict(plain.student.model.named_parameters())[name])
     assert step.student.model.bn1.num_batches_tracked == 2 and plain.student.model.bn1.num_batches_tracked == 3
+
+
+def test_weight_perturbation_recompiles_nothing(monkeypatch):
+    compiled, real_compile = [], torch.compile
+
+    def counting_backend(graph, example_inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda f, **kwargs: real_compile(f, backend=counting_backend, **kwargs))
+    results = []
+    for speedups in (PLAIN, Speedups(compile_for=B)):
+        student = tiny(4, 1)
+        optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+        objective = create_objective("trades", beta=6.0)
+        step = TrainStep(student, None, objective, optimizer, AttackSpec(0.05, 0.02, 2), nullcontext, speedups, 0.005)
+        x, losses = torch.rand(B, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double(), []
+        for i in range(4):
+            step.awp_gamma = 0.005 if i > 1 else 0.0
+            losses.append(sum(step(x, labels(), x + 0.001)[1].values()).item())
+            if i == 1:
+                warm = len(compiled)
+        results.append(losses)
+    assert results[1] == pytest.approx(results[0], rel=1e-9)
+    assert len(compiled) == warm > 0
 
 
 # -- averages --------------------------------------------------------------------------------------------------------
