@@ -23,7 +23,7 @@ from benchmarks.measure import PeakMemory, alternate, forward_gflop, median_rati
 from benchmarks.reference import ReferenceStep
 from engine.device import choose_device, describe, set_precision
 from engine.errors import UserError, run_program
-from engine.speed import CPU_MICRO_BATCH, PLAIN, Speedups, best_speedups
+from engine.speed import PLAIN, Speedups, best_speedups
 from engine.step import TrainStep
 from losses import create_objective
 from models import create_model
@@ -101,28 +101,34 @@ class Bench:
         return run
 
     def ablations(self) -> dict[str, Callable[[], Callable[[], object]]]:
-        """Each optimization alone: makers of a step, so that only one at a time holds memory."""
-        cpu = self.device.type == "cpu"
+        """Each optimization alone, and all but one: makers of a step, so that only one at a time holds memory."""
+        best = best_speedups(self.device, self.args.compile, self.args.batch_size)
         rows = {
             "clean logits once": lambda: self.reference(clean_once=True),
             "frozen parameters": lambda: self.reference(frozen=True),
             "channels_last": lambda: self.reference(channels_last=True),
             "our step, no speedups": lambda: self.ours(PLAIN, "fp32", fused=False),
-            "  + channels_last": lambda: self.ours(replace(PLAIN, channels_last=True), "fp32", fused=False),
-            "  + folded BatchNorm": lambda: self.ours(replace(PLAIN, fold=True), "fp32", fused=False),
-            "  + fused SGD": lambda: self.ours(PLAIN, "fp32", fused=True),
         }
-        if cpu:
-            rows["  + micro-batches"] = lambda: self.ours(
-                replace(PLAIN, micro_batch=CPU_MICRO_BATCH), "fp32", fused=False
-            )
-        else:
-            rows["  + tf32"] = lambda: self.ours(PLAIN, "tf32", fused=False)
-        rows["  + bf16"] = lambda: self.ours(PLAIN, "bf16", fused=False)
-        if not cpu or self.args.compile == "on":
-            rows["  + compile"] = lambda: self.ours(
-                replace(PLAIN, compile_for=self.args.batch_size), "fp32", fused=False
-            )
+        alone = {
+            "channels_last": ({"channels_last": True}, {"channels_last": False}),
+            "folded BatchNorm": ({"fold": True}, {"fold": False}),
+        }
+        if best.micro_batch:
+            alone["micro-batches"] = ({"micro_batch": best.micro_batch}, {"micro_batch": 0})
+        if best.compile_for:
+            alone["compile"] = ({"compile_for": best.compile_for}, {"compile_for": 0})
+        for name, (on, _) in alone.items():
+            rows[f"  + {name}"] = lambda on=on: self.ours(replace(PLAIN, **on), "fp32", fused=False)
+        rows["  + fused SGD"] = lambda: self.ours(PLAIN, "fp32", fused=True)
+        precisions = ("bf16",) if self.device.type == "cpu" else ("tf32", "bf16")
+        for precision in precisions:
+            rows[f"  + {precision}"] = lambda precision=precision: self.ours(PLAIN, precision, fused=False)
+        rows["all"] = lambda: self.ours(best, "fp32")
+        for name, (_, off) in alone.items():
+            rows[f"  - {name}"] = lambda off=off: self.ours(replace(best, **off), "fp32")
+        rows["  - fused SGD"] = lambda: self.ours(best, "fp32", fused=False)
+        for precision in precisions:
+            rows[f"all + {precision}"] = lambda precision=precision: self.ours(best, precision)
         return rows
 
 

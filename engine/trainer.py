@@ -66,6 +66,7 @@ class Trainer:
             lr=config.lr,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
+            fused=True,
         )
         self.step = TrainStep(
             self.student,
