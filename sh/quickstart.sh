@@ -6,10 +6,10 @@
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements-dev.txt
 set -- \
     --dataset digits --method lbgat --beta 6 --student wrn-10-1 --guide wrn-10-1 \
-    --epochs 20 --lr 0.1 --warmup-factor 0.2 --decay-epochs 15,18 \
+    --epochs 30 --lr 0.1 --warmup-factor 0.2 --decay-epochs 24,28 \
     --batch-size 32 --momentum 0.9 --weight-decay 2e-4 \
-    --norm linf --epsilon 0.1 --step-size 0.04 --num-steps 5 \
-    --val-size 137 --save-freq 10 --mark quickstart "$@"
+    --norm linf --epsilon 0.1 --step-size 0.04 --num-steps 4 \
+    --val-size 137 --save-freq 30 --mark quickstart "$@"
 "$PYTHON" train_lbgat.py "$@"
 
 # The evaluation takes from the training's flags what both must share.
