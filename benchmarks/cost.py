@@ -63,12 +63,13 @@ def step_gflop(config: TrainConfig) -> float:
     return counter.total / batch / 1e9
 
 
-def cost(config: TrainConfig) -> str:
-    """One line: GFLOP per image, and the hours that training, without the evaluations, is estimated to take."""
-    gflop = step_gflop(config)
+def cost(config: TrainConfig, gflop: int | None = None) -> str:
+    """One line: GFLOP per image (counted unless given), and the hours that training is estimated to take, without the
+    evaluations."""
+    gflop = gflop or round(step_gflop(config))
     seconds = {p: IMAGES[config.dataset][0] * config.epochs * gflop / 1e3 / rate for p, rate in H100_TFLOPS.items()}
     return (
-        f"{gflop:.0f} GFLOP per image; on one H100 an estimated {seconds['fp32'] / 3600:.1f} hours in fp32, "
+        f"{gflop} GFLOP per image; on one H100 an estimated {seconds['fp32'] / 3600:.1f} hours in fp32, "
         f"{seconds['bf16'] / 3600:.1f} in bf16 (assumed, not measured: {H100_TFLOPS['fp32']:.0f} and "
         f"{H100_TFLOPS['bf16']:.0f} TFLOP/s)"
     )

@@ -12,18 +12,22 @@ import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+from torchvision import transforms
 
 from attacks.pgd import AttackSpec, starting_point
 from benchmarks.measure import PeakMemory, alternate, forward_gflop, median_ratio, peak_gflops, step_gflop
 from benchmarks.reference import ReferenceStep
+from datasets.loader import Loader
 from engine.device import choose_device, describe, set_precision
 from engine.errors import UserError, run_program
-from engine.speed import PLAIN, Speedups, best_speedups
+from engine.evaluation import pgd_accuracy
+from engine.speed import PLAIN, Network, Speedups, best_speedups
 from engine.step import TrainStep
 from losses import create_objective
 from models import create_model
@@ -117,6 +121,9 @@ class Bench:
             alone["micro-batches"] = ({"micro_batch": best.micro_batch}, {"micro_batch": 0})
         if best.compile_for:
             alone["compile"] = ({"compile_for": best.compile_for}, {"compile_for": 0})
+            graphs = {"compile_for": best.compile_for, "cuda_graphs": True}
+            if self.device.type == "cuda":
+                alone["compile, CUDA graphs"] = (graphs, graphs)
         for name, (on, _) in alone.items():
             rows[f"  + {name}"] = lambda on=on: self.ours(replace(PLAIN, **on), "fp32", fused=False)
         rows["  + fused SGD"] = lambda: self.ours(PLAIN, "fp32", fused=True)
@@ -124,9 +131,10 @@ class Bench:
         for precision in precisions:
             rows[f"  + {precision}"] = lambda precision=precision: self.ours(PLAIN, precision, fused=False)
         rows["all"] = lambda: self.ours(best, "fp32")
-        for name, (_, off) in alone.items():
-            rows[f"  - {name}"] = lambda off=off: self.ours(replace(best, **off), "fp32")
-        rows["  - fused SGD"] = lambda: self.ours(best, "fp32", fused=False)
+        for name, (on, off) in alone.items():
+            sign = "-" if on != off else "+"
+            rows[f"  {sign} {name} (all)"] = lambda off=off: self.ours(replace(best, **off), "fp32")
+        rows["  - fused SGD (all)"] = lambda: self.ours(best, "fp32", fused=False)
         for precision in precisions:
             rows[f"all + {precision}"] = lambda precision=precision: self.ours(best, precision)
         return rows
@@ -172,7 +180,46 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     }
     if args.ablate:
         figures["ablation"] = ablate(bench, reference, args.repeats, device)
+        figures["beside_the_step"] = {
+            "PGD-20 evaluation": compare_evaluation(bench, speedups, args.precision),
+            "making a batch": compare_batches(bench),
+        }
     return figures
+
+
+def compare_evaluation(bench: Bench, speedups: Speedups, precision: str) -> dict[str, float]:
+    """PGD-20 on one batch: plain forward passes against ours."""
+    images, runs = (bench.x * 255).to(torch.uint8), {}
+    for name, chosen, arithmetic in (("reference", PLAIN, "fp32"), ("ours", speedups, precision)):
+        torch.manual_seed(0)
+        model = create_model(bench.args.student, bench.args.num_classes).to(bench.device)
+        network = Network(model, chosen, set_precision(arithmetic, bench.device))
+        runs[name] = partial(pgd_accuracy, network, images, bench.y, ATTACK.epsilon)
+    seconds = alternate(runs, bench.args.repeats, bench.device)
+    ours = statistics.median(seconds["ours"])
+    return {"ratio": median_ratio(seconds["reference"], seconds["ours"]), "images_per_second": len(images) / ours}
+
+
+def compare_batches(bench: Bench) -> dict[str, float]:
+    """Crop, flip and conversion of one batch: torchvision's transforms image by image against ours on the device."""
+    transform = transforms.Compose(
+        [
+            transforms.ToPILImage(),
+            transforms.RandomCrop(bench.args.image_size, padding=4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+        ]
+    )
+    images = (bench.x * 255).to(torch.uint8)
+    on_host = images.cpu()
+    loader = Loader(images, bench.y, bench.args.batch_size, seed=0)
+    runs = {
+        "reference": lambda: torch.stack([transform(image) for image in on_host]).to(bench.device),
+        "ours": lambda: next(loader.epoch(1)),
+    }
+    seconds = alternate(runs, bench.args.repeats, bench.device)
+    ours = statistics.median(seconds["ours"])
+    return {"ratio": median_ratio(seconds["reference"], seconds["ours"]), "images_per_second": len(images) / ours}
 
 
 def ablate(
@@ -204,7 +251,9 @@ def report(figures: dict[str, object]) -> str:
         f"{figures['peak_gflops_per_second']:.0f} ({a['precision']} matrix product)",
     ]
     for name, row in figures.get("ablation", {}).items():
-        lines.append(f"  {name:24s} {row['seconds']:9.4f} s   x{row['ratio']:.2f}")
+        lines.append(f"  {name:32s} {row['seconds']:9.4f} s   x{row['ratio']:.2f}")
+    for name, row in figures.get("beside_the_step", {}).items():
+        lines.append(f"  {name:32s} {row['images_per_second']:9.0f} images/s   x{row['ratio']:.2f}")
     return "\n".join(lines)
 
 

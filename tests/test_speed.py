@@ -213,4 +213,5 @@ def test_benchmark_figures_are_consistent(monkeypatch):
     assert figures["fraction_of_peak"] == pytest.approx(figures["gflops_per_second"] / 123.0)
     assert figures["ratio"] > 0
     assert figures["peak_memory_mib"] >= 0
-    assert "clean logits once" in figures["ablation"]
+    assert {"clean logits once", "all"} <= set(figures["ablation"])
+    assert all(row["ratio"] > 0 for row in figures["beside_the_step"].values())
