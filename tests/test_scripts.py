@@ -13,41 +13,6 @@ from engine.command_line import parse_train
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted((ROOT / "sh").glob("*.sh"))
 
-COMMON = {
-    "batch_size": 128,
-    "lr": 0.1,
-    "momentum": 0.9,
-    "weight_decay": 2e-4,
-    "norm": "linf",
-    "epsilon": 0.031,
-    "step_size": 0.007,
-    "num_steps": 10,
-}
-LBGAT = {"method": "lbgat", "guide": "resnet18-guide", "epochs": 100, "warmup_factor": 0.2, "decay_epochs": (76, 91)}
-TRADES = {"method": "trades", "epochs": 76, "warmup_factor": 1, "decay_epochs": (75, 90, 100)}
-AT = {**TRADES, "method": "at"}
-
-
-def recipe(name: str, settings: dict) -> dict:
-    """``lbgat6-cifar100-wrn34-20`` -> every setting of that recipe."""
-    method, dataset, network, width = name.split("-")
-    beta = {"beta": float(method[-1])} if method[-1].isdigit() else {}
-    student = f"wrn-{network.removeprefix('wrn')}-{width}"
-    return {**COMMON, **settings, **beta, "dataset": dataset, "student": student, "mark": name}
-
-
-RECIPES = {
-    "train_lbgat0_cifar100": recipe("lbgat0-cifar100-wrn34-10", LBGAT),
-    "train_lbgat6_cifar100": recipe("lbgat6-cifar100-wrn34-10", LBGAT),
-    "train_lbgat6_cifar100_wrn34_20": recipe("lbgat6-cifar100-wrn34-20", LBGAT),
-    "train_lbgat0_cifar10": recipe("lbgat0-cifar10-wrn34-10", LBGAT),
-    "train_lbgat0_cifar10_wrn34_20": recipe("lbgat0-cifar10-wrn34-20", LBGAT),
-    "train_trades6_cifar10": recipe("trades6-cifar10-wrn34-10", TRADES),
-    "train_trades6_cifar100": recipe("trades6-cifar100-wrn34-10", TRADES),
-    "train_at_cifar10": recipe("at-cifar10-wrn34-10", AT),
-    "train_at_cifar100": recipe("at-cifar100-wrn34-10", AT),
-}
-
 
 def write_program(path: Path, text: str) -> Path:
     path.write_text("#!/bin/sh\n" + text)
@@ -78,19 +43,6 @@ def arguments(stub: Path, script: str, *args: str) -> list[str]:
 def test_is_bash_and_runs(script: Path):
     assert subprocess.run(["bash", "-n", str(script)], capture_output=True).returncode == 0
     assert script.name == "_env.sh" or os.access(script, os.X_OK)
-
-
-def test_every_recipe_script_is_listed():
-    assert {path.stem for path in SCRIPTS if path.stem.startswith("train_")} == RECIPES.keys()
-
-
-@pytest.mark.parametrize("script", RECIPES)
-def test_recipe_spells_out_the_published_settings(script: str, stub: Path):
-    program, *flags = arguments(stub, f"{script}.sh")
-    config, expected = parse_train(flags), RECIPES[script]
-    assert program == "train_lbgat.py"
-    assert {name: getattr(config, name) for name in expected} == expected
-    assert {f"--{name.replace('_', '-')}" for name in expected} <= set(flags)
 
 
 def test_flags_of_the_user_win(stub: Path):

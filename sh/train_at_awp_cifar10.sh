@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# AT-AWP (Wu et al., NeurIPS 2020): CIFAR-10, WRN-34-10. Settings: the authors' published training program.
+# Published: 86.23 clean, 53.97 under AutoAttack at epsilon 8/255 (Wu et al. 2020 as listed by AWP).
+# Cost: 346 GFLOP per image; on one H100 an estimated 24.0 hours in fp32, 6.4 in bf16 (assumed, not measured: 40 and 150 TFLOP/s).
+# Further flags are passed on and win: train_at_awp_cifar10.sh --seed 2 --mark at-awp-cifar10-wrn34-10-seed2
+
+. "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
+exec "$PYTHON" train_lbgat.py \
+    --dataset cifar10 --method at --student wrn-34-10 \
+    --epochs 200 --lr 0.1 --warmup-factor 1 --decay-epochs 100,150 \
+    --batch-size 128 --momentum 0.9 --weight-decay 5e-4 \
+    --norm linf --epsilon 8/255 --step-size 2/255 --num-steps 10 \
+    --awp-gamma 0.01 --awp-start-epoch 1 \
+    --mark at-awp-cifar10-wrn34-10 "$@"

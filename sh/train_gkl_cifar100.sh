@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# GKL-AT (Cui et al., 2025): CIFAR-100, WRN-34-10. Settings: the authors' published training program.
+# Published: no AutoAttack figure of this method, network and data set is in results/published.csv.
+# Cost: 306 GFLOP per image; on one H100 an estimated 21.2 hours in fp32, 5.7 in bf16 (assumed, not measured: 40 and 150 TFLOP/s).
+# Further flags are passed on and win: train_gkl_cifar100.sh --seed 2 --mark gkl-cifar100-wrn34-10-seed2
+
+. "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
+exec "$PYTHON" train_lbgat.py \
+    --dataset cifar100 --method gkl --student wrn-34-10 \
+    --alpha 4 --beta 20 --gamma 0.4 --temperature 1 --attack-beta 1 \
+    --epochs 200 --lr 0.2 --schedule cosine \
+    --batch-size 128 --momentum 0.9 --weight-decay 5e-4 \
+    --norm linf --epsilon 8/255 --epsilon-ramp linear --step-ratio 0.5 --num-steps 5 \
+    --awp-gamma 0.005 --awp-start-epoch 10 \
+    --average-every epoch --average-tau 0.9 \
+    --mark gkl-cifar100-wrn34-10 "$@"

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# LBGAT-AWP* (figures: LBGAT's README): CIFAR-10, WRN-34-10. Settings: a RECONSTRUCTION.
+# Published: no AutoAttack figure of this method, network and data set is in results/published.csv.
+# Cost: 317 GFLOP per image; on one H100 an estimated 22.0 hours in fp32, 5.9 in bf16 (assumed, not measured: 40 and 150 TFLOP/s).
+# The authors published figures for CIFAR-100 but no training program: beta, schedule, epsilon ramp and averaging
+# are inferred, the attack's steps are IKL-AT's. The guide is not perturbed.
+# Further flags are passed on and win: train_lbgat_awp_star_cifar10.sh --seed 2 --mark lbgat-awp-star-reconstruction-cifar10-wrn34-10-seed2
+
+. "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
+exec "$PYTHON" train_lbgat.py \
+    --dataset cifar10 --method lbgat --beta 9 --student wrn-34-10 --guide resnet18-guide \
+    --epochs 200 --lr 0.2 --schedule cosine \
+    --batch-size 128 --momentum 0.9 --weight-decay 5e-4 \
+    --norm linf --epsilon 8/255 --epsilon-ramp linear --step-ratio 0.5 --num-steps 5 \
+    --awp-gamma 0.005 --awp-start-epoch 10 \
+    --average-every epoch --average-tau 0.9 \
+    --mark lbgat-awp-star-reconstruction-cifar10-wrn34-10 "$@"

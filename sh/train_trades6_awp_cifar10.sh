@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# TRADES-AWP (Wu et al., NeurIPS 2020): CIFAR-10, WRN-34-10. Settings: the authors' published training program.
+# Published: 85.36 clean, 56.17 under AutoAttack at epsilon 8/255 (Wu et al. 2020 and RobustBench).
+# Cost: 439 GFLOP per image; on one H100 an estimated 30.5 hours in fp32, 8.1 in bf16 (assumed, not measured: 40 and 150 TFLOP/s).
+# Further flags are passed on and win: train_trades6_awp_cifar10.sh --seed 2 --mark trades6-awp-cifar10-wrn34-10-seed2
+
+. "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
+exec "$PYTHON" train_lbgat.py \
+    --dataset cifar10 --method trades --beta 6 --student wrn-34-10 \
+    --epochs 200 --lr 0.1 --warmup-factor 1 --decay-epochs 100,150 \
+    --batch-size 128 --momentum 0.9 --weight-decay 5e-4 \
+    --norm linf --epsilon 8/255 --step-size 2/255 --num-steps 10 \
+    --awp-gamma 0.005 --awp-start-epoch 10 \
+    --mark trades6-awp-cifar10-wrn34-10 "$@"
