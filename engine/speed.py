@@ -1,5 +1,6 @@
 """What makes a step fast without changing its result, and the forward passes that come of it."""
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -66,10 +67,13 @@ class Network:
         self._train_forward: Callable[[Tensor], Tensor] = model
         self._attack_forward: Callable[[Tensor], Tensor] = self._folded or model
         if speedups.compile_for:
-            self._train_forward = torch.compile(model, dynamic=False)
             mode = "reduce-overhead" if speedups.cuda_graphs else "default"
             attacked = self._folded.module if self._folded else model
-            self._attack_forward = torch.compile(attacked, dynamic=False, mode=mode)
+            try:
+                self._train_forward = torch.compile(model, dynamic=False)
+                self._attack_forward = torch.compile(attacked, dynamic=False, mode=mode)
+            except RuntimeError as error:  # a Python or system that this PyTorch cannot compile on
+                self.run_eagerly(error)
 
     def refresh(self) -> None:
         """The weights have changed since the last attack."""
@@ -82,15 +86,24 @@ class Network:
 
     def attack_logits(self, images: Tensor) -> Tensor:
         """Eval-mode logits (B, C), differentiable in the images; call it inside ``frozen(model)``."""
-        if not self.speedups.cuda_graphs:
-            return self._run(self._attack_forward, self._folded or self.model, images)
-        torch.compiler.cudagraph_mark_step_begin()
+        eager = self._folded or self.model
+        if self.speedups.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        try:
+            logits = self._run(self._attack_forward, eager, images)
+        except Exception as error:  # whatever the compiler raises; eval mode changes nothing, so it can be repeated
+            if self._attack_forward is eager:
+                raise
+            self.run_eagerly(error)
+            logits = self._run(eager, eager, images)
         # The next replay overwrites its outputs, and the clean logits live through the whole attack.
-        return self._run(self._attack_forward, self._folded or self.model, images).clone()
+        return logits.clone() if self.speedups.cuda_graphs else logits
 
-    def run_eagerly(self) -> None:
-        """Drop what was compiled."""
+    def run_eagerly(self, error: Exception) -> None:
+        """Drop what was compiled, because of an error in it. Python shows the same warning once."""
         self._train_forward, self._attack_forward = self.model, self._folded or self.model
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        warnings.warn(f"torch.compile failed ({reason}): going on without it", stacklevel=1)
 
     def _run(self, forward: Callable[[Tensor], Tensor], eager: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         if len(images) != self.speedups.compile_for:

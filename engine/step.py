@@ -1,6 +1,5 @@
 """One training step: attack the student, run the method's forward passes in order, minimise the sum of its terms."""
 
-import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -47,6 +46,7 @@ class TrainStep:
 
     ``attack`` and ``awp_gamma`` may be set anew between steps. A run with weight perturbation starts with ``awp_gamma``
     above 0: its forward passes are ``objective.awp_passes`` even in the epochs before the perturbation sets in.
+    ``networks`` are those that run eagerly once compilation has failed; others, such as an average, may be added.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class TrainStep:
         self.objective, self.optimizer, self.attack, self.speedups = objective, optimizer, attack, speedups
         self.student = Network(student, speedups, autocast)
         self.guide = Network(guide, speedups, autocast) if guide is not None else None
+        self.networks = [net for net in (self.student, self.guide) if net is not None]
         self.awp_gamma = awp_gamma
         self.passes = (awp_gamma > 0 and objective.awp_passes) or objective.passes
         self._unproven = bool(speedups.compile_for)
@@ -93,17 +94,15 @@ class TrainStep:
     def _first_compiled(self, views: list[View], y: Tensor) -> Result:
         """The first compiled step; where compilation fails, the same step eagerly, and eager steps from then on."""
         self._unproven = False
-        networks = [net for net in (self.student, self.guide) if net is not None]
-        buffers = [(b, b.clone()) for net in networks for b in net.model.buffers()]
+        buffers = [(b, b.clone()) for net in self.networks for b in net.model.buffers()]
         try:
             return self._run(views, y)
         except Exception as error:  # whatever the compiler raises: the optimizer has not stepped yet
-            warnings.warn(f"torch.compile failed ({str(error).splitlines()[0]}): going on without it", stacklevel=2)
             with torch.no_grad():
                 for buffer, before in buffers:
                     buffer.copy_(before)
-            for net in networks:
-                net.run_eagerly()
+            for net in self.networks:
+                net.run_eagerly(error)
             return self._run(views, y)
 
     def adversarial(self, x: Tensor, y: Tensor, start: Tensor) -> Tensor:

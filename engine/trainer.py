@@ -80,6 +80,8 @@ class Trainer:
         )
         averaged = config.average_every != "none"
         self.average = WeightAverage(self.step.student, config.average_tau) if averaged else None
+        if self.average:
+            self.step.networks.append(self.average.network)
 
         self.epoch, self.steps_done = 1, 0  # the epoch in progress, and how much of it is done
         self.sums: dict[str, Tensor] = {}  # of the epoch in progress: each term, summed over its images

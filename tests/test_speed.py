@@ -10,6 +10,7 @@ from attacks.pgd import AttackSpec, starting_point
 from benchmarks.measure import forward_gflop, step_gflop
 from benchmarks.reference import ReferenceStep
 from benchmarks.train_step import measure, parse
+from engine.evaluation import clean_accuracy
 from engine.speed import PLAIN, Network, Speedups, best_speedups
 from engine.step import TrainStep, View
 from losses import create_objective
@@ -164,25 +165,42 @@ def test_compiled_step_equals_eager_and_never_recompiles(monkeypatch):
     assert len(compiled) == warm
 
 
+def _broken_compile(model, **_):
+    def run(images):
+        raise RuntimeError("no compiler here")
+
+    return run
+
+
 def test_failing_compilation_falls_back_with_one_warning(monkeypatch):
-    def broken_compile(model, **_):
-        def run(images):
-            raise RuntimeError("no compiler here")
-
-        return run
-
     x, y, start = batch(8)
     *nets, optimizer = nets_and_optimizer()
     expected = TrainStep(*nets, create_objective("lbgat", beta=6.0), optimizer, ATTACK)(x, y, start.clone())[1]
-    monkeypatch.setattr(torch, "compile", broken_compile)
+    monkeypatch.setattr(torch, "compile", _broken_compile)
     *nets, optimizer = nets_and_optimizer()
     step = TrainStep(*nets, create_objective("lbgat", beta=6.0), optimizer, ATTACK, speedups=Speedups(compile_for=8))
-    with pytest.warns(UserWarning, match="no compiler here"):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
         terms = step(x, y, start.clone())[1]
+    assert [str(w.message) for w in caught] == ["torch.compile failed (no compiler here): going on without it"]
     assert {k: v.item() for k, v in terms.items()} == {k: v.item() for k, v in expected.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         step(x, y, start.clone())
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_failing_compilation_in_an_evaluation_falls_back(monkeypatch, at_once):
+    """A run that was stopped during an evaluation goes on with one; torch.compile itself may refuse the Python."""
+
+    def refusing_compile(model, **_):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", refusing_compile if at_once else _broken_compile)
+    model, (x, y, _) = create_model("wrn-10-1", 10), batch(8)
+    expected = clean_accuracy(Network(model, Speedups()), (255 * x).byte(), y)
+    with pytest.warns(UserWarning, match="no compiler here"):
+        assert clean_accuracy(Network(model, Speedups(compile_for=4)), (255 * x).byte(), y) == expected
 
 
 def test_best_speedups():
