@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, fx, nn
@@ -100,10 +101,10 @@ class Network:
         return logits.clone() if self.speedups.cuda_graphs else logits
 
     def run_eagerly(self, error: Exception) -> None:
-        """Drop what was compiled, because of an error in it. Python shows the same warning once."""
+        """Drop what was compiled, because of an error in it."""
         self._train_forward, self._attack_forward = self.model, self._folded or self.model
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        warnings.warn(f"torch.compile failed ({reason}): going on without it", stacklevel=1)
+        warn_once(f"torch.compile failed ({reason}): going on without it")
 
     def _run(self, forward: Callable[[Tensor], Tensor], eager: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         if len(images) != self.speedups.compile_for:
@@ -112,6 +113,12 @@ class Network:
             logits = forward(images)
         # Mixed precision hands back bfloat16; the losses deserve float32.
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+@cache
+def warn_once(message: str) -> None:
+    """A warning for the first of several networks; Python's own filter forgets whenever a library changes filters."""
+    warnings.warn(message, stacklevel=3)
 
 
 def _fold(model: nn.Module) -> Folded | None:

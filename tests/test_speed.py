@@ -11,7 +11,7 @@ from benchmarks.measure import forward_gflop, step_gflop
 from benchmarks.reference import ReferenceStep
 from benchmarks.train_step import measure, parse
 from engine.evaluation import clean_accuracy
-from engine.speed import PLAIN, Network, Speedups, best_speedups
+from engine.speed import PLAIN, Network, Speedups, best_speedups, warn_once
 from engine.step import TrainStep, View
 from losses import create_objective
 from models import create_model
@@ -165,6 +165,11 @@ def test_compiled_step_equals_eager_and_never_recompiles(monkeypatch):
     assert len(compiled) == warm
 
 
+@pytest.fixture
+def _no_warning_yet():
+    warn_once.cache_clear()
+
+
 def _broken_compile(model, **_):
     def run(images):
         raise RuntimeError("no compiler here")
@@ -172,7 +177,7 @@ def _broken_compile(model, **_):
     return run
 
 
-def test_failing_compilation_falls_back_with_one_warning(monkeypatch):
+def test_failing_compilation_falls_back_with_one_warning(monkeypatch, _no_warning_yet):
     x, y, start = batch(8)
     *nets, optimizer = nets_and_optimizer()
     expected = TrainStep(*nets, create_objective("lbgat", beta=6.0), optimizer, ATTACK)(x, y, start.clone())[1]
@@ -180,7 +185,7 @@ def test_failing_compilation_falls_back_with_one_warning(monkeypatch):
     *nets, optimizer = nets_and_optimizer()
     step = TrainStep(*nets, create_objective("lbgat", beta=6.0), optimizer, ATTACK, speedups=Speedups(compile_for=8))
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("default")
+        warnings.simplefilter("always")
         terms = step(x, y, start.clone())[1]
     assert [str(w.message) for w in caught] == ["torch.compile failed (no compiler here): going on without it"]
     assert {k: v.item() for k, v in terms.items()} == {k: v.item() for k, v in expected.items()}
@@ -190,7 +195,7 @@ def test_failing_compilation_falls_back_with_one_warning(monkeypatch):
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-def test_failing_compilation_in_an_evaluation_falls_back(monkeypatch, at_once):
+def test_failing_compilation_in_an_evaluation_falls_back(monkeypatch, _no_warning_yet, at_once):
     """A run that was stopped during an evaluation goes on with one; torch.compile itself may refuse the Python."""
 
     def refusing_compile(model, **_):
