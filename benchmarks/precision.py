@@ -68,6 +68,24 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, float]
     return result
 
 
+def markdown(rows: dict[str, dict[str, float]], args: argparse.Namespace, hardware: str) -> str:
+    """The summary as a sentence and a table."""
+    lines = [
+        f"LBGAT6, wrn-10-1 for both nets, {args.epochs} epochs of {args.limit_train:,} CIFAR-100 images, seeds "
+        f"{', '.join(map(str, args.seeds))}, {hardware}; clean on the whole test set, PGD-20 at epsilon 0.031 on its "
+        f"first {args.eval_size:,} images, after the last epoch.",
+        "",
+        "| accuracy | fp32, mean | bf16, mean | difference | spread of the seeds |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for key, row in rows.items():
+        lines.append(
+            f"| {FIGURES[key]} | {row['fp32_mean']:.2f}% | {row['bf16_mean']:.2f}% | {row['difference']:+.2f} | "
+            f"{row['spread_of_seeds']:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def plot(runs: dict[str, list[dict[str, Any]]], title: str, path: Path) -> None:
     """A dot for each run, precision against accuracy."""
     import matplotlib
@@ -109,11 +127,9 @@ def main() -> None:
     plot(
         runs, f"LBGAT6, wrn-10-1, {args.limit_train} CIFAR-100 images, {args.epochs} epochs", args.out / "precision.png"
     )
-    for key, row in figures["summary"].items():
-        print(
-            f"{FIGURES[key]}: fp32 {row['fp32_mean']:.2f}%, bf16 {row['bf16_mean']:.2f}%, difference "
-            f"{row['difference']:+.2f}, spread of the seeds {row['spread_of_seeds']:.2f}"
-        )
+    text = markdown(figures["summary"], args, hardware)
+    (args.out / "precision.md").write_text(text)
+    print(text, end="")
 
 
 if __name__ == "__main__":

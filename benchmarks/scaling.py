@@ -141,7 +141,7 @@ def markdown(rows: list[dict[str, Any]], rates: dict[str, float]) -> str:
     for row in rows:
         cells = " | ".join(f"{hours:,.1f} h" for hours in row["hours"].values())
         lines.append(f"| {row['recipe']} | {row['gflop_per_image']:.0f} | {cells} |")
-    return "\n".join(lines) + "\n"
+    return "hours of training, without evaluations.\n\n" + "\n".join(lines) + "\n"
 
 
 def plot(curves: dict[str, list[dict[str, float]]], hardware: str, path: Path) -> None:

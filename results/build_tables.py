@@ -17,6 +17,7 @@ import re
 import shlex
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -249,12 +250,24 @@ def others_table(root: Path = ROOT) -> str:
     return table(["data set", "method", "network", "extra data", "published", "source"], rows)
 
 
+def included(pattern: str, root: Path = ROOT) -> str:
+    """What the benchmarks wrote as Markdown, each with a link to its folder."""
+    parts = [
+        f"{link(path.parent, path.parent.name, root)}: {path.read_text().strip()}"
+        for path in sorted((root / "results").glob(pattern))
+    ]
+    return "\n\n".join(parts) or NO_RUNS
+
+
 TABLES = {
     "results": results_table,
     "small": small_table,
     "quickstart": quickstart_table,
     "speed": speed_table,
     "others": others_table,
+    "methods": partial(included, "*/methods.md"),
+    "precision": partial(included, "*/precision.md"),
+    "predictions": partial(included, "*/predictions.md"),
 }
 
 
@@ -272,7 +285,7 @@ def build(text: str, root: Path = ROOT) -> str:
         )
     return re.sub(
         r"<!-- table:(\w+) -->\n.*?<!-- /table -->",
-        lambda found: f"<!-- table:{found[1]} -->\n{TABLES[found[1]](root)}\n<!-- /table -->",
+        lambda found: f"<!-- table:{found[1]} -->\n{TABLES[found[1]](root=root)}\n<!-- /table -->",
         text,
         flags=re.DOTALL,
     )
