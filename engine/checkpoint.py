@@ -67,12 +67,14 @@ def load_file(path: str | Path, device: torch.device | str = "cpu") -> Any:
         raise UserError(f"{path} is not a torch checkpoint: download or copy it again") from error
     except PermissionError as error:
         raise UserError(f"{path} may not be read: change its permissions") from error
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+    except Exception as error:  # a damaged file makes zipfile, pickle, struct and torch raise nearly anything
         raise UserError(f"{path} is truncated or not a torch checkpoint: download or copy it again") from error
 
 
 def _holds_code(path: str | Path, message: str) -> bool:
     """Whether torch refused the file for a class or function in it, rather than for not being a torch file."""
+    if "unexpected EOF" in message:
+        return False
     with open(path, "rb") as file:
         bare_pickle = file.read(1) == b"\x80"
     return bare_pickle or re.search(r"unsupported (global|class)|reduce", message, re.IGNORECASE) is not None
@@ -81,16 +83,20 @@ def _holds_code(path: str | Path, message: str) -> bool:
 def student_state(content: Any, path: str | Path) -> dict[str, Tensor]:
     """The student's plain state dict in a loaded file: ours, a published one, or one wrapped as ``state_dict``.
 
+    Of a run that averages weights it is the average, in last.pt as in best.pt: that is what its recipe is judged by.
     ``module.`` (DataParallel) is stripped and the unused group ``sub_block1`` of the published files dropped.
 
     Raises:
         UserError: there is no state dict in it.
     """
     if isinstance(content, dict):
-        for key in ("student", "state_dict"):
-            if isinstance(content.get(key), dict):
-                content = content[key]
-                break
+        average = content.get("average")
+        wrapped = (
+            average.get("weights") if isinstance(average, dict) and average.get("updates") else None,
+            content.get("student"),
+            content.get("state_dict"),
+        )
+        content = next((state for state in wrapped if isinstance(state, dict)), content)
     if (
         not isinstance(content, dict)
         or not content

@@ -62,5 +62,5 @@ def load_data(config: EvalConfig, subject: Subject) -> Dataset:
 def run_name(config: EvalConfig) -> str:
     """The mark, or the training run's for one of its checkpoints (folder MARK), or the file's name."""
     path = Path(config.checkpoint).resolve()
-    ours = re.fullmatch(r"last|best|student-epoch\d+", path.stem)
+    ours = re.fullmatch(r"last|best|(student|average)-epoch\d+", path.stem)
     return config.mark or re.sub(r"[^\w.+-]", "-", path.parent.name if ours else path.stem)

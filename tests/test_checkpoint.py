@@ -106,6 +106,17 @@ def test_truncated(tmp_path, model, legacy, keep):
         load_file(path)
 
 
+def test_truncated_anywhere_in_the_header(tmp_path):
+    """Every break inside the pickled part of a legacy file: also in the middle of an instruction's argument."""
+    path = tmp_path / "weights.pt"
+    torch.save({"a": torch.ones(8, 8)}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    for keep in range(len(content) - 1):
+        path.write_bytes(content[:keep])
+        with pytest.raises(UserError):
+            load_file(path)
+
+
 class Evil:
     def __init__(self, trap):
         self.trap = trap

@@ -20,8 +20,10 @@ import eval_autoattack
 from engine import autoattack
 from engine.autoattack import STANDARD
 from engine.checkpoint import FORMAT, file_hash
+from engine.command_line import parse_eval
 from engine.errors import run_program
 from engine.report import format_epsilon
+from engine.subject import run_name
 from models import create_model
 
 
@@ -378,3 +380,16 @@ def test_real_command_line(tmp_path):
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == "error: no checkpoint at none.pt: check the path\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ("--checkpoint runs/lbgat6/last.pt", "lbgat6"),
+        ("--checkpoint runs/ikl/average-epoch200.pt", "ikl"),
+        ("--checkpoint runs/lbgat6/student-epoch091.pt --mark other", "other"),
+        ("--model-path downloads/lbgat0_wrn34_10.pt", "lbgat0_wrn34_10"),
+    ],
+)
+def test_run_name(flags, name):
+    assert run_name(parse_eval(flags.split())) == name

@@ -14,6 +14,7 @@ from torch import nn
 from attacks.awp import directions, perturbed, perturbed_weights, statistics_kept
 from attacks.pgd import AttackSpec, frozen
 from engine.averaging import WeightAverage
+from engine.checkpoint import student_state
 from engine.command_line import parse_train
 from engine.config import TrainConfig
 from engine.errors import UserError
@@ -568,6 +569,7 @@ def test_average_of_a_run_is_evaluated_and_saved(tmp_path, monkeypatch, trainer,
     average = saved(tmp_path / "run", "average-epoch003.pt")
     torch.testing.assert_close(average["fc.weight"], expected)
     assert all(torch.equal(average[k], v) for k, v in run.average.model.state_dict().items())
+    assert_same_weights(student_state(saved(tmp_path / "run", "last.pt"), "last.pt"), average)  # what is evaluated
     assert torch.equal(saved(tmp_path / "run", "student-epoch003.pt")["fc.weight"], seen[-1]["fc.weight"])
     best = saved(tmp_path / "run", "best.pt")
     assert best["best"]["chosen_by"] == "average_robust"
