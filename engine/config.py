@@ -219,7 +219,11 @@ class EvalConfig(CommonConfig):
     checkpoint: str = option("", "weights to evaluate: ours, or a published file", aliases=("--model-path",))
     dataset: str = option("auto", "digits, cifar10, cifar100 or NAME of DATA_DIR/NAME.npz; auto asks the checkpoint")
     student: str = option("auto", "network, e.g. wrn-34-10; auto reads it off the checkpoint")
-    version: str = option("standard", "which suite; custom runs --attacks", choices=("standard", "custom"))
+    version: str = option(
+        "standard",
+        "which suite; custom runs --attacks, with 5 restarts of apgd-ce, apgd-dlr and fab instead of the standard's 1",
+        choices=("standard", "custom"),
+    )
     attacks: str = option("", "for --version custom, e.g. apgd-ce,apgd-t,fab-t,square")
     batch_size: int = option(250, "images a chunk")
     n_examples: int = option(0, "attack only the first N test images; 0 is all")

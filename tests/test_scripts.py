@@ -1,6 +1,7 @@
 """The scripts of sh/: recipes with the published settings, and an environment that is set up or refused clearly."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -174,3 +175,9 @@ def test_check_requirements(tmp_path: Path, requirement: str, met: bool):
     command = [sys.executable, ROOT / "sh" / "check_requirements.py", tmp_path / "requirements.txt"]
     done = subprocess.run(command, capture_output=True)
     assert (done.returncode == 0) == met
+
+
+def test_evaluating_without_arguments_takes_what_the_quickstart_trained():
+    quickstart, evaluate = ((ROOT / "sh" / name).read_text() for name in ("quickstart.sh", "eval_autoattack.sh"))
+    mark = re.search(r'--mark (\S+) "\$@"', quickstart)[1]
+    assert f"checkpoint=checkpoints/{mark}/best.pt\n" in evaluate
