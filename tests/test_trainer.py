@@ -24,6 +24,7 @@ from datasets import Dataset, load_dataset
 from datasets.loader import to_device, to_float
 from engine.config import TrainConfig
 from engine.errors import UserError
+from engine.evaluation import pgd20
 from engine.logger import RunLog
 from engine.schedule import learning_rate
 from engine.step import TrainStep
@@ -434,6 +435,13 @@ def test_robust_accuracy_is_pgd_20(tmp_path, monkeypatch):
         x_adv = x_adv.clamp(0, 1)
     expected = 100 * (model(x_adv).argmax(1) == y).float().mean().item()
     assert metrics_of(tmp_path)[0]["student_robust"] == pytest.approx(expected)
+
+
+def test_pgd_20_crosses_the_ball():
+    assert [pgd20(epsilon).step_size for epsilon in (0.0, 0.031, 8 / 255)] == [0.003] * 3
+    assert pgd20(0.11).step_size == pytest.approx(0.01)
+    assert pgd20(0.5, "l2").step_size == pytest.approx(0.05)
+    assert {pgd20(e, norm).num_steps for e in (0.031, 0.5) for norm in ("linf", "l2")} == {20}
 
 
 def test_config_json_holds_every_setting(one_go):
