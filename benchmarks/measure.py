@@ -71,7 +71,7 @@ def forward_gflop(name: str, num_classes: int, size: int) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def step_gflop(student: float, guide: float, num_steps: int, beta: float) -> float:
+def lbgat_step_gflop(student: float, guide: float, num_steps: int, beta: float) -> float:
     """GFLOP per image of one LBGAT step in which nothing is computed twice, from those of the forward passes.
 
     The student: 1 clean pass, 2 per attack step (forward, gradient in the images), 3 per trained pass (at beta = 0

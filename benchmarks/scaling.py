@@ -23,7 +23,7 @@ import torch
 
 from attacks.pgd import AttackSpec, starting_point
 from benchmarks import cost
-from benchmarks.measure import alternate, forward_gflop, step_gflop
+from benchmarks.measure import alternate, forward_gflop, lbgat_step_gflop
 from datasets.loader import Loader
 from engine.command_line import parse_train
 from engine.device import choose_device, describe, set_precision
@@ -93,7 +93,7 @@ class Scaling:
         return statistics.median(alternate({"step": lambda: step(x, y, start)}, self.args.repeats, self.device)["step"])
 
     def row(self, value: int, student: str, batch: int, steps: int) -> dict[str, float]:
-        gflop = step_gflop(forward_gflop(student, 100, 32), forward_gflop("wrn-10-1", 100, 32), steps, 6.0)
+        gflop = lbgat_step_gflop(forward_gflop(student, 100, 32), forward_gflop("wrn-10-1", 100, 32), steps, 6.0)
         seconds = self.seconds(student, batch, steps)
         return {
             "value": value,

@@ -10,7 +10,7 @@ import gc
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 from torchvision import transforms
 
 from attacks.pgd import AttackSpec, starting_point
-from benchmarks.measure import PeakMemory, alternate, forward_gflop, median_ratio, peak_gflops, step_gflop
+from benchmarks.measure import PeakMemory, alternate, forward_gflop, lbgat_step_gflop, median_ratio, peak_gflops
 from benchmarks.reference import ReferenceStep
 from datasets.loader import Loader
 from engine.device import choose_device, describe, set_precision
@@ -156,7 +156,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     seconds = alternate({"reference": reference, "ours": ours}, args.repeats, device)
     ratio, median = median_ratio(seconds["reference"], seconds["ours"]), statistics.median(seconds["ours"])
 
-    gflop = step_gflop(
+    gflop = lbgat_step_gflop(
         forward_gflop(args.student, args.num_classes, args.image_size),
         forward_gflop(args.guide, args.num_classes, args.image_size),
         ATTACK.num_steps,
@@ -178,13 +178,25 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
         "hardware": describe(device),
         "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
     }
+    write(figures, args.json)
     if args.ablate:
-        figures["ablation"] = ablate(bench, reference, args.repeats, device)
+        figures["ablation"] = {}
+        for name, row in ablate(bench, reference, args.repeats, device):
+            figures["ablation"][name] = row
+            write(figures, args.json)
         figures["beside_the_step"] = {
             "PGD-20 evaluation": compare_evaluation(bench, speedups, args.precision),
             "making a batch": compare_batches(bench),
         }
+        write(figures, args.json)
     return figures
+
+
+def write(figures: dict[str, object], path: Path | None) -> None:
+    """To the file of --json, if there is one: after every row, so that a run that is cut off leaves what it has."""
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def compare_evaluation(bench: Bench, speedups: Speedups, precision: str) -> dict[str, float]:
@@ -224,17 +236,13 @@ def compare_batches(bench: Bench) -> dict[str, float]:
 
 def ablate(
     bench: Bench, reference: Callable[[], object], repeats: int, device: torch.device
-) -> dict[str, dict[str, float]]:
-    """Each optimization alone against the reference, in turns of two."""
-    table = {}
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Each optimization against the reference, in turns of two, row by row."""
     for name, make in bench.ablations().items():
         seconds = alternate({"reference": reference, "row": make()}, repeats, device)
-        table[name] = {
-            "ratio": median_ratio(seconds["reference"], seconds["row"]),
-            "seconds": statistics.median(seconds["row"]),
-        }
+        ratio = median_ratio(seconds["reference"], seconds["row"])
+        yield name, {"ratio": ratio, "seconds": statistics.median(seconds["row"])}
         gc.collect()
-    return table
 
 
 def report(figures: dict[str, object]) -> str:
@@ -258,12 +266,7 @@ def report(figures: dict[str, object]) -> str:
 
 
 def main() -> None:
-    args = parse()
-    figures = measure(args)
-    print(report(figures))
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+    print(report(measure(parse())))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ def choose_device(name: str) -> torch.device:
         raise UserError(
             f"--device {name}: this machine or this PyTorch has no such CUDA device; use --device cpu or auto"
         )
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # the shapes stay the same: let cuDNN time its algorithms once
     return device
 
 

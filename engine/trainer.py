@@ -212,7 +212,8 @@ class Trainer:
         self.log.plot(final=False)
 
     def _generator(self, epoch: int, step: int) -> torch.Generator:
-        seed = np.random.SeedSequence((self.config.seed, epoch, step)).generate_state(1)[0]
+        # step + 1: SeedSequence pads with zeros, and (seed, epoch) is the loader's
+        seed = np.random.SeedSequence((self.config.seed, epoch, step + 1)).generate_state(1)[0]
         return torch.Generator(self.device).manual_seed(int(seed))
 
     def _announce(self) -> None:
