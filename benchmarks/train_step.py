@@ -117,8 +117,6 @@ class Bench:
             "channels_last": ({"channels_last": True}, {"channels_last": False}),
             "folded BatchNorm": ({"fold": True}, {"fold": False}),
         }
-        if best.micro_batch:
-            alone["micro-batches"] = ({"micro_batch": best.micro_batch}, {"micro_batch": 0})
         if best.compile_for:
             alone["compile"] = ({"compile_for": best.compile_for}, {"compile_for": 0})
             graphs = {"compile_for": best.compile_for, "cuda_graphs": True}

@@ -11,7 +11,7 @@ from datasets.loader import to_float
 from engine.config import TrainConfig
 from engine.speed import Network
 
-LARGE_BATCH = 500
+LARGE_BATCH = 250
 
 
 def pgd20(epsilon: float, norm: str = "linf") -> AttackSpec:
@@ -69,8 +69,8 @@ def pgd_accuracy(
 
 
 def _batches(network: Network, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Float batches of the size that is fastest: what was compiled, what stays in a CPU's cache, or just large."""
-    size = network.speedups.compile_for or network.speedups.micro_batch or LARGE_BATCH
+    """Float batches of the size that is fastest: what was compiled, or just large."""
+    size = network.speedups.compile_for or LARGE_BATCH
     for x, y in zip(images.split(size), labels.split(size), strict=True):
         x = to_float(x)
         yield (x.contiguous(memory_format=torch.channels_last) if network.speedups.channels_last else x), y

@@ -19,8 +19,6 @@ class Speedups:
     Attributes:
         channels_last: weights and images in NHWC memory order.
         fold: the attack runs on a copy of the student with BatchNorm folded into the convolutions.
-        micro_batch: the attack treats this many images at a time, so that their activations stay in a CPU's cache;
-            0 is the whole batch. Images do not see each other in eval mode.
         compile_for: batches of exactly this size run through torch.compile, any other (an epoch's last) eagerly, so
             that nothing is ever recompiled; 0 compiles nothing.
         cuda_graphs: the compiled attack is replayed as a CUDA graph. The benchmark's ablation alone sets it until a GPU
@@ -29,13 +27,11 @@ class Speedups:
 
     channels_last: bool = True
     fold: bool = True
-    micro_batch: int = 0
     compile_for: int = 0
     cuda_graphs: bool = False
 
 
 PLAIN = Speedups(channels_last=False, fold=False)
-CPU_MICRO_BATCH = 32
 
 
 def best_speedups(device: torch.device, compile: str, batch_size: int) -> Speedups:
@@ -45,9 +41,7 @@ def best_speedups(device: torch.device, compile: str, batch_size: int) -> Speedu
         compile: ``auto`` (on CUDA only: eager is faster on a CPU), ``on`` or ``off``.
     """
     compiled = compile == "on" or (compile == "auto" and device.type == "cuda")
-    return Speedups(
-        micro_batch=CPU_MICRO_BATCH if device.type == "cpu" else 0, compile_for=batch_size if compiled else 0
-    )
+    return Speedups(compile_for=batch_size if compiled else 0)
 
 
 class Network:

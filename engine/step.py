@@ -108,21 +108,16 @@ class TrainStep:
     def adversarial(self, x: Tensor, y: Tensor, start: Tensor) -> Tensor:
         """x' by the method's inner maximisation, student in eval mode."""
         self.student.refresh()
-        size = self.speedups.micro_batch or len(x)
         with frozen(self.student.model):
-            parts = [
-                perturb(
-                    self.student.attack_logits,
-                    images,
-                    labels,
-                    self.objective.inner,
-                    self.attack,
-                    begin,
-                    self.objective.inner_uses_clean,
-                )
-                for images, labels, begin in zip(x.split(size), y.split(size), start.split(size), strict=True)
-            ]
-        return torch.cat(parts)
+            return perturb(
+                self.student.attack_logits,
+                x,
+                y,
+                self.objective.inner,
+                self.attack,
+                start,
+                self.objective.inner_uses_clean,
+            )
 
     def update(self, views: list[View], y: Tensor) -> dict[str, Tensor]:
         """One optimizer step on the method's outer loss, summed over the views; returns its detached terms."""

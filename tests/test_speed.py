@@ -38,7 +38,7 @@ SPEEDUPS = {
     "plain": PLAIN,
     "channels_last": Speedups(fold=False),
     "folded": Speedups(channels_last=False),
-    "all, CPU": Speedups(micro_batch=5),
+    "all, CPU": Speedups(),
 }
 
 
@@ -86,9 +86,7 @@ def test_float64_weights_equal_the_reference_after_three_steps():
     for fast in (False, True):
         *nets, optimizer = nets_and_optimizer(torch.float64)
         if fast:
-            step = TrainStep(
-                *nets, create_objective("lbgat", beta=6.0), optimizer, ATTACK, speedups=Speedups(micro_batch=3)
-            )
+            step = TrainStep(*nets, create_objective("lbgat", beta=6.0), optimizer, ATTACK, speedups=Speedups())
         else:
             step = ReferenceStep(*nets, optimizer, beta=6.0)
         for _ in range(3):
@@ -212,7 +210,7 @@ def test_best_speedups():
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert best_speedups(cpu, "auto", 128).compile_for == 0
     assert best_speedups(cpu, "on", 128).compile_for == 128
-    assert best_speedups(cuda, "auto", 128) == Speedups(micro_batch=0, compile_for=128)
+    assert best_speedups(cuda, "auto", 128) == Speedups(compile_for=128)
     assert best_speedups(cuda, "off", 128).compile_for == 0
 
 
