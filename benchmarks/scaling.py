@@ -168,7 +168,8 @@ def main() -> None:
     scaling = Scaling(args)
     curves = scaling.measure()
     best = max(row["gflops_per_second"] for rows in curves.values() for row in rows if "gflops_per_second" in row)
-    rates = {f"this machine, {args.precision}, measured": best}
+    hardware = describe(scaling.device).split(", torch")[0]
+    rates = {f"{hardware} in {args.precision}, measured": best}
     for text in args.rate:
         name, _, rate = text.partition("=")
         try:
