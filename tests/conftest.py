@@ -5,6 +5,9 @@ import sys
 from collections import OrderedDict
 from pathlib import Path
 
+# The networks are tiny: threads would mostly wait for each other. Set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import torch
