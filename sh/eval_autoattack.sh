@@ -4,7 +4,7 @@
 
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
 if [ $# -eq 0 ]; then
-    checkpoint=checkpoints/quickstart/best.pt
+    checkpoint=checkpoints/quickstart/last.pt
     [ -e $checkpoint ] || _fail "nothing to evaluate yet: run sh/quickstart.sh first, or pass --checkpoint FILE"
     set -- --checkpoint $checkpoint --epsilon 0.1
 fi

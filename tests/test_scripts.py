@@ -180,4 +180,4 @@ def test_check_requirements(tmp_path: Path, requirement: str, met: bool):
 def test_evaluating_without_arguments_takes_what_the_quickstart_trained():
     quickstart, evaluate = ((ROOT / "sh" / name).read_text() for name in ("quickstart.sh", "eval_autoattack.sh"))
     mark = re.search(r'--mark (\S+) "\$@"', quickstart)[1]
-    assert f"checkpoint=checkpoints/{mark}/best.pt\n" in evaluate
+    assert f"checkpoint=checkpoints/{mark}/last.pt\n" in evaluate
