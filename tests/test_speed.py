@@ -47,8 +47,7 @@ def test_float32_attack_equals_the_reference(name):
     """From each iterate of the reference's attack, one fast step gives the same next iterate, but for the signs of
     gradients within rounding of zero: below 1e-3 of the pixels.
 
-    Whole float32 trajectories cannot be compared: 10 signed steps amplify rounding, and the reference in float32 and
-    in float64 part in a quarter of the pixels too. The float64 test below does compare them.
+    Whole float32 trajectories are not compared: 10 signed steps amplify rounding. The float64 test below compares them.
     """
     x, y, start = batch()
     *nets, optimizer = nets_and_optimizer(student="wrn-16-2")
