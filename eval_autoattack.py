@@ -18,6 +18,7 @@ from engine.device import choose_device, describe, set_precision
 from engine.errors import ensure_writable, run_program
 from engine.outcomes import Outcomes
 from engine.subject import load_data, load_network, run_name
+from engine.suite import LOGGER, Suite, check_classes, choose_attacks, find_package
 
 
 @contextmanager
@@ -39,17 +40,17 @@ def stopping_cleanly() -> Iterator[None]:
 
 
 def evaluate(config: EvalConfig, command: str) -> None:
-    attacks = autoattack.choose_attacks(config.version, config.attacks)
+    attacks = choose_attacks(config.version, config.attacks)
     device = choose_device(config.device)
     set_precision("fp32", device)
-    package = autoattack.find_package()
+    package = find_package()
     subject = load_network(config)
     data = load_data(config, subject)
-    autoattack.check_classes(attacks, data.num_classes)
+    check_classes(attacks, data.num_classes)
     folder = Path(config.log_dir) / run_name(config)
     ensure_writable(folder, "--log-dir")
     n = min(config.n_examples or len(data.y_test), len(data.y_test))
-    suite = autoattack.Suite(
+    suite = Suite(
         package=package,
         attacks=attacks,
         norm=config.norm,
@@ -65,8 +66,8 @@ def evaluate(config: EvalConfig, command: str) -> None:
     outcomes = Outcomes.load(state, fingerprint) if state.exists() else None
     report.keep_earlier(folder, fingerprint)
     with report.suite_log(folder / "autoattack.log", resumed=outcomes is not None):
-        autoattack.LOGGER.info(f"{command} on {describe(device)}")
-        autoattack.LOGGER.info("each attack gets what the ones before left robust: the suite's accuracies are of these")
+        LOGGER.info(f"{command} on {describe(device)}")
+        LOGGER.info("each attack gets what the ones before left robust: the suite's accuracies are of these")
         model = subject.model.to(device)
         outcomes = autoattack.evaluate(model, suite, data.x_test[:n], data.y_test[:n], state, fingerprint, outcomes)
         result = {
@@ -80,7 +81,7 @@ def evaluate(config: EvalConfig, command: str) -> None:
         }
         report.write_report(folder, result, outcomes, data.y_test[:n])
         state.unlink()
-        autoattack.LOGGER.info(report.last_line(result))
+        LOGGER.info(report.last_line(result))
     print(report.table(result), report.draw(folder, outcomes, data), f"report: {folder / 'autoattack.json'}", sep="\n")
     print(report.last_line(result))
 

@@ -26,10 +26,11 @@ def add_options(parser: argparse.ArgumentParser, config: type[CommonConfig]) -> 
             flag(f.name),
             *f.metadata.get("aliases", ()),
             dest=f.name,
-            type=f.metadata.get("parse", type(default)),
+            type=f.metadata.get("parse", str if "nargs" in f.metadata else type(default)),
             choices=f.metadata.get("choices"),
             default=argparse.SUPPRESS,
-            metavar=None if "choices" in f.metadata else f.name.upper(),
+            nargs=f.metadata.get("nargs"),
+            metavar=None if "choices" in f.metadata else f.metadata.get("metavar", f.name.upper()),
             help=f"{f.metadata['help']} (default: {shown if shown != '' else 'none'})",
         )
 

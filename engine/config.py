@@ -14,6 +14,9 @@ NORMS = ("linf", "l2")
 SCHEDULES = ("multistep", "cosine", "onecycle")
 RAMPS = ("none", "linear")
 AVERAGES = ("none", "epoch", "step")
+PRECISIONS = ("fp32", "tf32", "bf16")
+COMPILE = ("auto", "on", "off")
+VERSIONS = ("standard", "dev", "plus", "rand", "custom")
 
 
 def parse_epsilon(text: str | float, what: str = "epsilon") -> float:
@@ -35,6 +38,23 @@ def parse_epsilon(text: str | float, what: str = "epsilon") -> float:
 
 def parse_step_size(text: str | float) -> float:
     return parse_epsilon(text, "step size")
+
+
+def parse_epsilons(text: str) -> tuple[float, ...]:
+    """``0,2/255,0.031`` -> the radii in ascending order, each once."""
+    return tuple(sorted({parse_epsilon(part) for part in text.split(",") if part.strip()}))
+
+
+def parse_batch_size(text: str) -> int:
+    """A number of images, at least 1; or ``auto``, which is 0.
+
+    Raises:
+        UserError: neither.
+    """
+    if text == "auto":
+        return 0
+    require(text.isdecimal() and int(text) > 0, f"--batch-size {text}: write a number of images, at least 1, or auto")
+    return int(text)
 
 
 def parse_model(text: str) -> str:
@@ -138,8 +158,8 @@ class TrainConfig(CommonConfig):
         "none", "keep an average of the student's weights, taken each epoch (IKL-AT) or step", choices=AVERAGES
     )
     average_tau: float = option(0.9, "average = tau average + (1 - tau) weights: 0.9 each epoch in IKL-AT")
-    precision: str = option("fp32", "arithmetic of the forward passes", choices=("fp32", "tf32", "bf16"))
-    compile: str = option("auto", "torch.compile; auto compiles on CUDA only", choices=("auto", "on", "off"))
+    precision: str = option("fp32", "arithmetic of the forward passes", choices=PRECISIONS)
+    compile: str = option("auto", "torch.compile; auto compiles on CUDA only", choices=COMPILE)
     augment: str = option("none", "after crop and flip: none, autoaugment[-POLICY], randaugment or cutout")
     augment_view_weight: float = option(
         0.0, "weight of the loss on a second, augmented view of each image; 0 augments the only view"
@@ -221,16 +241,39 @@ class EvalConfig(CommonConfig):
     student: str = option("auto", "network, e.g. wrn-34-10; auto reads it off the checkpoint")
     version: str = option(
         "standard",
-        "which suite; custom runs --attacks, with 5 restarts of apgd-ce, apgd-dlr and fab instead of the standard's 1",
-        choices=("standard", "custom"),
+        "which suite: standard (the claim), dev (its apgd-ce and apgd-t alone: an upper bound in a third of the time), "
+        "plus, rand (for randomized networks), or custom, which runs --attacks with 5 restarts of apgd-ce, apgd-dlr "
+        "and fab instead of the standard's 1",
+        choices=VERSIONS,
     )
     attacks: str = option("", "for --version custom, e.g. apgd-ce,apgd-t,fab-t,square")
-    batch_size: int = option(250, "images a chunk")
+    epsilons: tuple[float, ...] = option(
+        (),
+        "also attack at these radii, each on its own, for a curve over epsilon, e.g. 0,2/255,4/255,8/255,0.031,12/255",
+        parse=parse_epsilons,
+    )
+    batch_size: int = option(
+        250,
+        "images a chunk, from which the random starts depend; auto takes the fastest that fits, measured in seconds",
+        parse=parse_batch_size,
+    )
+    precision: str = option(
+        "fp32", "arithmetic of the attacks; the verdict on what they find is always fp32's", choices=PRECISIONS
+    )
+    compile: str = option("auto", "torch.compile; auto compiles on CUDA only", choices=COMPILE)
+    cross_checks: int = option(0, "check the first N images for gradient masking: pass or fail, with figures")
+    save_adv: str = option("", "FILE.npz for the adversarial images, float32 within epsilon of the clean ones")
+    export: tuple[str, ...] = option(
+        (), "robustbench DIR: write there what the RobustBench model zoo asks for", nargs=2, metavar=("FORMAT", "DIR")
+    )
+    compare: tuple[str, ...] = option(
+        (), "draw several finished evaluations (their autoattack.json) in one picture", nargs="+", metavar="JSON"
+    )
     n_examples: int = option(0, "attack only the first N test images; 0 is all")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.batch_size >= 1, f"--batch-size {self.batch_size} must be at least 1")
+        require(self.cross_checks >= 0, f"--cross-checks {self.cross_checks} must be 0 (none) or more")
         require(self.n_examples >= 0, f"--n-examples {self.n_examples} must be 0 (all) or more")
         require(
             (self.version == "custom") == bool(self.attacks), "--attacks goes with --version custom, and only with it"

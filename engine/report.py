@@ -17,9 +17,9 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets import Dataset
-from engine.autoattack import LOGGER, Suite
 from engine.checkpoint import write_atomically
 from engine.outcomes import Outcomes
+from engine.suite import LOGGER, Suite
 
 FILES = ("autoattack.json", "autoattack.npz", "autoattack.log", "adversarial.png")
 UNITS = "accuracies in percent of the n images, seconds of wall time, epsilon in pixels of [0, 1]"

@@ -12,9 +12,10 @@ from torch import nn
 
 from datasets import load_dataset
 from datasets.loader import to_device, to_float
-from engine import autoattack
-from engine.autoattack import STANDARD, Suite, attack_chunk, choose_attacks
+from engine import suite as suites
+from engine.autoattack import attack_chunk
 from engine.errors import UserError
+from engine.suite import STANDARD, Suite, choose_attacks
 
 DIGITS = load_dataset("digits")
 CPU = torch.device("cpu")
@@ -122,12 +123,12 @@ def test_suite_warns_when_square_finds_what_the_others_missed():
     records = []
     handler = logging.Handler()
     handler.emit = records.append
-    autoattack.LOGGER.addHandler(handler)
+    suites.LOGGER.addHandler(handler)
     try:
         suite().warn_about_square(accuracy)
         suite().warn_about_square({**accuracy, "square": 49.9})
     finally:
-        autoattack.LOGGER.removeHandler(handler)
+        suites.LOGGER.removeHandler(handler)
     assert [re.search(r"decreased the robust accuracy of (\S+)\.", r.getMessage())[1] for r in records] == ["1.00%"]
 
 

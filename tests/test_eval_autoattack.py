@@ -18,12 +18,12 @@ from test_autoattack import digits, train
 
 import eval_autoattack
 from engine import autoattack
-from engine.autoattack import STANDARD
 from engine.checkpoint import FORMAT, file_hash
 from engine.command_line import parse_eval
 from engine.errors import run_program
 from engine.report import format_epsilon
 from engine.subject import run_name
+from engine.suite import STANDARD
 from models import create_model
 
 
