@@ -17,8 +17,10 @@ from engine.config import EvalConfig
 from engine.device import choose_device, describe, set_precision
 from engine.errors import ensure_writable, run_program
 from engine.outcomes import Outcomes
+from engine.pages import write_pages
 from engine.subject import load_data, load_network, run_name
 from engine.suite import LOGGER, Suite, check_classes, choose_attacks, find_package
+from engine.suite_log import suite_log, suite_warnings
 
 
 @contextmanager
@@ -65,7 +67,7 @@ def evaluate(config: EvalConfig, command: str) -> None:
     state = folder / "autoattack.state.npz"
     outcomes = Outcomes.load(state, fingerprint) if state.exists() else None
     report.keep_earlier(folder, fingerprint)
-    with report.suite_log(folder / "autoattack.log", resumed=outcomes is not None):
+    with suite_log(folder / "autoattack.log", resumed=outcomes is not None):
         LOGGER.info(f"{command} on {describe(device)}")
         LOGGER.info("each attack gets what the ones before left robust: the suite's accuracies are of these")
         model = subject.model.to(device)
@@ -73,7 +75,10 @@ def evaluate(config: EvalConfig, command: str) -> None:
         result = {
             **fingerprint,
             "epsilon_text": report.format_epsilon(config.epsilon),
-            **report.results(suite, outcomes),
+            **report.results(suite, outcomes, data.y_test[:n], data.class_names),
+            "warnings": suite_warnings(folder / "autoattack.log"),
+            "precision": config.precision,
+            "processes": 1,
             "checkpoint": config.checkpoint,
             "hardware": describe(device),
             "command": command,
@@ -82,7 +87,7 @@ def evaluate(config: EvalConfig, command: str) -> None:
         report.write_report(folder, result, outcomes, data.y_test[:n])
         state.unlink()
         LOGGER.info(report.last_line(result))
-    print(report.table(result), report.draw(folder, outcomes, data), f"report: {folder / 'autoattack.json'}", sep="\n")
+    print(report.table(result), report.draw(folder, outcomes, data), write_pages(folder, result), sep="\n")
     print(report.last_line(result))
 
 

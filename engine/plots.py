@@ -10,6 +10,11 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from engine.markup import DPI
+
+plt.rcParams["text.parse_math"] = False  # a $ in a name is a $
+CLEAN, ROBUST = "#a6c8e4", "#0b5394"
+
 
 def plot_curves(metrics: list[dict[str, Any]], path: Path) -> None:
     """Losses, accuracies and learning rate against epochs, from the lines of metrics.jsonl."""
@@ -64,15 +69,72 @@ def plot_triples(
     """
     difference = x_adv - x
     magnified = 0.5 / max(float(abs(difference).max()), 1e-12)
-    columns = ("clean", "adversarial", f"difference, magnified {magnified:.3g} times")
-    figure, grid = plt.subplots(len(x), 3, figsize=(7.5, 2.6 * len(x) + 0.3), layout="constrained", squeeze=False)
+    columns = ("clean", "adversarial", f"difference × {magnified:.3g}")
+    figure, grid = plt.subplots(len(x), 3, figsize=(5.2, 1.95 * len(x) + 0.3), layout="constrained", squeeze=False)
     for i, row in enumerate(grid):
         captions = (f"label: {labels[i]}", f"taken for {taken_for[i]}", f"found by {broken_by[i]}")
         for axes, image, caption in zip(row, (x[i], x_adv[i], 0.5 + magnified * difference[i]), captions, strict=True):
             axes.imshow(image.transpose(1, 2, 0).clip(0, 1), interpolation="nearest")
             axes.set(xticks=[], yticks=[])
-            axes.set_xlabel(caption)
+            axes.set_xlabel(_shortened(caption, 26), fontsize="small")
     for axes, title in zip(grid[0], columns, strict=True):
         axes.set_title(title, fontsize="medium")
-    figure.savefig(file, format="png", dpi=110)
+    _save(figure, file)
+
+
+def plot_classes(classes: list[dict[str, Any]], file: Path | BinaryIO) -> None:
+    """Clean and robust accuracy of each class as bars, in two columns if there are many.
+
+    Args:
+        classes: of ``per_class`` in autoattack.json those that have images, at least one, from the top down.
+        file: where the PNG goes.
+    """
+    columns = 1 if len(classes) <= 25 else 2
+    rows = -(-len(classes) // columns)
+    size = (5.2 if columns == 1 else 8, 0.2 * rows + 0.8)
+    figure, grid = plt.subplots(1, columns, figsize=size, layout="constrained", squeeze=False)
+    for column, axes in enumerate(grid[0]):
+        part = classes[column * rows : (column + 1) * rows]
+        for row, of in enumerate(part):
+            axes.barh(row, of["clean_accuracy"], color=CLEAN, label="clean" if row == 0 else None)
+            axes.barh(row, of["robust_accuracy"], color=ROBUST, label="robust" if row == 0 else None)
+            figures = f"{of['clean_accuracy']:.0f} / {of['robust_accuracy']:.0f}"
+            axes.text(124, row, figures, ha="right", va="center", fontsize="small")
+        axes.set_yticks(range(len(part)), [_shortened(of["name"], 20) for of in part], fontsize="small")
+        axes.set(xlim=(0, 125), ylim=(rows - 0.4, -0.6), xticks=range(0, 101, 25), xlabel="accuracy, %")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines["bottom"].set_bounds(0, 100)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize="small")
+    _save(figure, file)
+
+
+def plot_epsilons(curves: dict[str, list[dict[str, Any]]], norm: str, file: Path | BinaryIO) -> None:
+    """Robust accuracy against epsilon.
+
+    Args:
+        curves: ``curve`` of autoattack.json by the name of its network.
+        norm: of epsilon: ``linf`` is drawn in 1/255.
+        file: where the PNG goes.
+    """
+    figure, axes = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
+    _epsilons(axes, curves, norm)
+    _save(figure, file)
+
+
+def _epsilons(axes: plt.Axes, curves: dict[str, list[dict[str, Any]]], norm: str) -> None:
+    unit = 255 if norm == "linf" else 1
+    for name, curve in curves.items():
+        epsilons = [unit * point["epsilon"] for point in curve]
+        axes.plot(epsilons, [point["robust_accuracy"] for point in curve], "o-", label=name, clip_on=False)
+    axes.set(xlabel=f"epsilon ({norm})" + ", in 1/255" * (norm == "linf"), ylabel="robust accuracy, %")
+    axes.set(xlim=(0, None), ylim=(0, 100))
+    axes.grid(alpha=0.3)
+
+
+def _shortened(name: str, length: int) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def _save(figure: plt.Figure, file: Path | BinaryIO) -> None:
+    figure.savefig(file, format="png", dpi=DPI)
     plt.close(figure)

@@ -4,25 +4,27 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import logging
 import platform
 import re
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from datasets import Dataset
 from engine.checkpoint import write_atomically
 from engine.outcomes import Outcomes
-from engine.suite import LOGGER, Suite
+from engine.suite import Suite
 
-FILES = ("autoattack.json", "autoattack.npz", "autoattack.log", "adversarial.png")
-UNITS = "accuracies in percent of the n images, seconds of wall time, epsilon in pixels of [0, 1]"
+FILES = (
+    "autoattack.json", "autoattack.npz", "autoattack.log", "report.html", "report.md", "adversarial.png",
+    "classes.png", "curve.png",
+)  # fmt: skip
+UNITS = (
+    "accuracies in percent of the n images, seconds of wall time summed over the processes, throughput in images a "
+    "second, epsilon in pixels of [0, 1]"
+)
 
 
 def format_epsilon(epsilon: float) -> str:
@@ -65,43 +67,6 @@ def fingerprint(suite: Suite, checkpoint_sha256: str, model: str, data: Dataset,
     }
 
 
-class _Console(logging.Handler):
-    """The suite's warnings on standard error, above the progress bar, each once: every chunk repeats them."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.seen: set[str] = set()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
-        kind = re.sub(r"[\d.]+", "#", message)
-        if kind not in self.seen:
-            self.seen.add(kind)
-            tqdm.write(f"warning: {message}", file=sys.stderr)
-
-
-@contextmanager
-def suite_log(path: Path, resumed: bool) -> Iterator[None]:
-    """Collect the suite's lines and ours in a file; a new evaluation starts a new one."""
-    if not resumed:
-        path.unlink(missing_ok=True)
-    file = logging.FileHandler(path, mode="a", encoding="utf-8")  # the authors' package appends to it as well
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    handlers, level, propagate = [file, _Console()], LOGGER.level, LOGGER.propagate
-    for handler in handlers:
-        LOGGER.addHandler(handler)
-    LOGGER.setLevel(logging.DEBUG)
-    LOGGER.propagate = False
-    try:
-        yield
-    finally:
-        for handler in handlers:
-            LOGGER.removeHandler(handler)
-            handler.close()
-        LOGGER.setLevel(level)
-        LOGGER.propagate = propagate
-
-
 def keep_earlier(folder: Path, fingerprint: dict[str, Any]) -> str | None:
     """Rename the report of another evaluation in this folder, so that hours of work are not overwritten.
 
@@ -118,11 +83,16 @@ def keep_earlier(folder: Path, fingerprint: dict[str, Any]) -> str | None:
         return None
     except (ValueError, LookupError, TypeError, AttributeError):  # not written by us
         suffix = str(int(report.stat().st_mtime))
+    kept = {name: Path(name).with_stem(f"{Path(name).stem}-{suffix}").name for name in FILES}
+    page = folder / "report.md"
+    if page.exists():
+        text = re.sub(r"\]\(([\w.]+)\)", lambda link: f"]({kept.get(link[1], link[1])})", page.read_text())
+        write_atomically(page, lambda file: file.write(text.encode()))  # it links to its pictures
     for name in reversed(FILES):  # the JSON file last: a half-done renaming is done again
         path = folder / name
         if path.exists():
-            path.replace(path.with_stem(f"{path.stem}-{suffix}"))
-    return report.with_stem(f"{report.stem}-{suffix}").name
+            path.replace(folder / kept[name])
+    return kept[FILES[0]]
 
 
 def write_report(folder: Path, report: dict[str, Any], outcomes: Outcomes, labels: np.ndarray) -> None:
@@ -140,16 +110,75 @@ def write_report(folder: Path, report: dict[str, Any], outcomes: Outcomes, label
     write_atomically(folder / "autoattack.json", lambda file: file.write(text.encode()))
 
 
-def results(suite: Suite, outcomes: Outcomes) -> dict[str, Any]:
-    """The measured part of ``autoattack.json``."""
+def claim(version: str) -> str:
+    """What the robust accuracy of this version of the suite is called in ``autoattack.json``."""
+    return {"standard": "standard AutoAttack", "dev": "upper bound"}.get(version, f"AutoAttack {version}")
+
+
+def per_class(
+    names: Sequence[str], labels: np.ndarray, clean_prediction: np.ndarray, robust: np.ndarray
+) -> list[dict[str, Any]]:
+    """Clean and robust accuracy of every class, in the order of the labels.
+
+    Args:
+        names: of the K classes.
+        labels, clean_prediction: (N,) in [0, K); robust: (N,) bool, the suite's verdict.
+
+    Returns:
+        K times ``name``, ``n`` (its images), ``clean_accuracy`` and ``robust_accuracy`` in percent of these; None where
+        a class has no image.
+    """
+    n, clean, still = (
+        np.bincount(labels[of], minlength=len(names)).tolist()
+        for of in (slice(None), clean_prediction == labels, robust)
+    )
+    return [
+        {
+            "name": name,
+            "n": n[k],
+            "clean_accuracy": 100 * clean[k] / n[k] if n[k] else None,
+            "robust_accuracy": 100 * still[k] / n[k] if n[k] else None,
+        }
+        for k, name in enumerate(names)
+    ]
+
+
+def throughput(
+    attacks: Sequence[str], broken_by: np.ndarray, seconds: dict[str, float], processes: int = 1
+) -> dict[str, float | None]:
+    """Images per second of wall time, of all processes together.
+
+    Args:
+        broken_by: (N,) str, as in ``Outcomes``.
+        seconds: of ``clean``, each attack and ``total``, summed over the processes.
+
+    Returns:
+        ``total``, of all N images from the first to the last attack; ``clean``; and of each attack the images that it
+        was given, those which the ones before left robust. None where no time was spent.
+    """
+    left = len(broken_by)
+    given = {"total": left}
+    for name in ("clean", *attacks):
+        given[name] = left
+        left -= int((broken_by == name).sum())
+    return {name: n * processes / seconds[name] if n and seconds[name] else None for name, n in given.items()}
+
+
+def results(suite: Suite, outcomes: Outcomes, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
+    """The measured part of ``autoattack.json``; labels are (N,), of the attacked images."""
     accuracies = outcomes.accuracies(suite.attacks)
     seconds = dict(zip(("clean", *suite.attacks), outcomes.seconds.sum(0).tolist(), strict=True))
+    seconds["total"] = sum(seconds.values())
+    names = [name.replace("_", " ") for name in class_names]
     return {
         "units": UNITS,
+        "claim": claim(suite.version),
         "clean_accuracy": accuracies["clean"],
         "accuracy_after": {name: accuracies[name] for name in suite.attacks},
         "robust_accuracy": accuracies[suite.attacks[-1]],
-        "seconds": {**seconds, "total": sum(seconds.values())},
+        "seconds": seconds,
+        "throughput": throughput(suite.attacks, outcomes.broken_by, seconds),
+        "per_class": per_class(names, labels, outcomes.clean_prediction, outcomes.robust),
     }
 
 
@@ -166,6 +195,8 @@ def last_line(report: dict[str, Any]) -> str:
     name = "AutoAttack"
     if report["version"] != "standard":
         name += f" {report['version']}: {','.join(report['attacks'])}"
+    if claim(report["version"]) == "upper bound":
+        name = f"upper bound by {name}"
     return (
         f"clean {report['clean_accuracy']:.2f}%  robust {report['robust_accuracy']:.2f}%  "
         f"({name}, epsilon {report['epsilon_text']}, {report['n']} images)"

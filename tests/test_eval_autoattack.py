@@ -93,7 +93,8 @@ def test_standard_evaluation_of_a_training_run(program, checkpoint, tmp_path):
     assert status == 0, err
     folder = tmp_path / "Logs" / "some-run"  # the training run's
     assert sorted(path.name for path in folder.iterdir()) == [
-        "adversarial.png", "autoattack.json", "autoattack.log", "autoattack.npz",
+        "adversarial.png", "autoattack.json", "autoattack.log", "autoattack.npz", "classes.png", "report.html",
+        "report.md",
     ]  # fmt: skip
     report = json.loads((folder / "autoattack.json").read_text())
     arrays = np.load(folder / "autoattack.npz")

@@ -1,0 +1,61 @@
+"""What the suite says: autoattack.log, and its warnings."""
+
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from engine.suite import LOGGER
+
+
+def _kind(warning: str) -> str:
+    """The same for warnings that differ in their figures alone."""
+    return re.sub(r"[\d.]+", "#", warning)
+
+
+class _Console(logging.Handler):
+    """The suite's warnings on standard error, above the progress bar, each once: every chunk repeats them."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.seen: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if _kind(message) not in self.seen:
+            self.seen.add(_kind(message))
+            tqdm.write(f"warning: {message}", file=sys.stderr)
+
+
+@contextmanager
+def suite_log(path: Path, resumed: bool) -> Iterator[None]:
+    """Collect the suite's lines and ours in a file; a new evaluation starts a new one."""
+    if not resumed:
+        path.unlink(missing_ok=True)
+    file = logging.FileHandler(path, mode="a", encoding="utf-8")  # the authors' package appends to it as well
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    handlers, level, propagate = [file, _Console()], LOGGER.level, LOGGER.propagate
+    for handler in handlers:
+        LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.DEBUG)
+    LOGGER.propagate = False
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            LOGGER.removeHandler(handler)
+            handler.close()
+        LOGGER.setLevel(level)
+        LOGGER.propagate = propagate
+
+
+def suite_warnings(path: Path) -> list[str]:
+    """The suite's warnings in ``autoattack.log``, also those from before an interruption, each kind once."""
+    found: dict[str, str] = {}
+    for message in re.findall(r"^\S+ \S+ WARNING (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE):
+        found.setdefault(_kind(message), message)
+    return list(found.values())
