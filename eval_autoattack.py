@@ -13,6 +13,7 @@ from typing import NoReturn
 from engine import autoattack, report
 from engine.checkpoint import file_hash
 from engine.command_line import parse_eval
+from engine.compare import compare
 from engine.config import EvalConfig
 from engine.device import choose_device, describe, set_precision
 from engine.errors import ensure_writable, run_program
@@ -93,8 +94,12 @@ def evaluate(config: EvalConfig, command: str) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
+    config = parse_eval(argv)
+    if config.compare:
+        print(compare(config.compare, Path(config.log_dir)))
+        return
     with stopping_cleanly():
-        evaluate(parse_eval(argv), shlex.join(["python", "eval_autoattack.py", *argv]))
+        evaluate(config, shlex.join(["python", "eval_autoattack.py", *argv]))
 
 
 if __name__ == "__main__":

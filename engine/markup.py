@@ -19,8 +19,8 @@ h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; marg
 .wide { overflow-x: auto; margin: 0.8rem 0; }
 table { border-collapse: collapse; } th { text-align: left; border-bottom: 2px solid #888; }
 th, td { padding: 0.2rem 1.2rem 0.2rem 0; vertical-align: top; } tr + tr td { border-top: 1px solid #ddd; }
-td { overflow-wrap: anywhere; min-width: 3rem; } .number { text-align: right; white-space: nowrap; }
-img { height: auto; max-width: max(100%, 32rem); } summary { cursor: pointer; }
+td:last-child { overflow-wrap: anywhere; } td:first-child, .number { white-space: nowrap; }
+.number { text-align: right; } img { height: auto; max-width: 100%; } summary { cursor: pointer; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f3f3f3; padding: 0.7rem; }
 @media print { body { font-size: 10pt; padding: 0; } img, tr, pre { break-inside: avoid; } h2 { break-after: avoid; } }
 """.strip()
@@ -62,7 +62,7 @@ def markdown(title: str, sections: Sequence[Section]) -> str:
     """The page in GitHub's Markdown; pictures are links to their files."""
     parts = [f"# {_md(title)}"]
     for heading, blocks in sections:
-        parts += [f"## {_md(heading)}"] * bool(heading) + [_markdown_block(block) for block in blocks]
+        parts += [f"## {_md(heading)}", *map(_markdown_block, blocks)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -70,7 +70,7 @@ def html_page(title: str, sections: Sequence[Section]) -> str:
     """The page in HTML with its style and pictures inside."""
     parts = [f"<h1>{html.escape(title)}</h1>"]
     for heading, blocks in sections:
-        parts += [f"<h2>{html.escape(heading)}</h2>"] * bool(heading) + [_html_block(block) for block in blocks]
+        parts += [f"<h2>{html.escape(heading)}</h2>", *map(_html_block, blocks)]
     return "\n".join([
         "<!DOCTYPE html>",
         '<html lang="en">',
@@ -113,9 +113,10 @@ def _html_block(block: Block) -> str:
         return f"<pre>{html.escape(block.text)}</pre>"
     if isinstance(block, Picture):
         (pixels,) = struct.unpack(">I", block.png[16:20])  # the width in a PNG's header
+        width = 96 * pixels // DPI
+        size = f'width="{width}" style="min-width: {2 * width // 3}px"'  # smaller than that nobody could read it
         source = f"data:image/png;base64,{base64.b64encode(block.png).decode()}"
-        alt = html.escape(block.alt)
-        return f'<div class="wide"><img width="{96 * pixels // DPI}" alt="{alt}" src="{source}"></div>'
+        return f'<div class="wide"><img {size} alt="{html.escape(block.alt)}" src="{source}"></div>'
     if isinstance(block, Table):
         text = _html_table(block)
         folded = f"<details><summary>{html.escape(block.summary)}</summary>\n{text}\n</details>"

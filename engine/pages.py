@@ -68,7 +68,7 @@ def draw(path: Path, alt: str, plot: Callable[..., None], *arguments: Any) -> Pi
 def sections(result: dict[str, Any], pictures: dict[str, Picture]) -> list[Section]:
     """All that stands on the pages."""
     parts = [
-        ("", headline(result)),
+        (last_line(result), headline(result)),
         ("Accuracy after each attack", [attacks_table(result), None if pictures else NO_PICTURES]),
         ("Accuracy against epsilon", [pictures.get("curve.png"), curve_table(result)]),
         ("Accuracy of each class", [pictures.get("classes.png"), classes_table(result)]),
@@ -81,7 +81,7 @@ def sections(result: dict[str, Any], pictures: dict[str, Picture]) -> list[Secti
 
 
 def headline(result: dict[str, Any]) -> list[Block]:
-    """The figures, what they claim and of what, and every reason to doubt them."""
+    """What the figures claim, of what, and every reason to doubt them."""
     claim = CLAIMS.get(result["claim"], OTHER_CLAIM)
     failed = [f"{check['name']} ({check['detail']})" for check in result.get("checks", []) if not check["passed"]]
     rows = [
@@ -91,11 +91,11 @@ def headline(result: dict[str, Any]) -> list[Block]:
         ["checkpoint", result["checkpoint"]],
     ]
     return [
-        last_line(result),
         claim.format(attacks=", ".join(result["attacks"]), version=result["version"]),
         *[f"FAILED check for gradient masking: {name}" for name in failed],
         *[f"Warning of the suite: {warning}" for warning in result["warnings"]],
-        Table(["of", ""], rows),
+        *([] if result["warnings"] else ["The suite gave no warning."]),
+        Table(["", ""], rows),
     ]
 
 

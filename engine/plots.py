@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any, BinaryIO
 
 import matplotlib
@@ -121,13 +122,46 @@ def plot_epsilons(curves: dict[str, list[dict[str, Any]]], norm: str, file: Path
     _save(figure, file)
 
 
+def plot_comparison(reports: dict[str, dict[str, Any]], file: Path | BinaryIO) -> None:
+    """Clean and robust accuracy of several networks as bars and, where all have a curve, these over epsilon.
+
+    Args:
+        reports: the contents of autoattack.json by name, at least one.
+        file: where the PNG goes.
+    """
+    norms = {report["norm"] for report in reports.values()}
+    curves = {name: report["curve"] for name, report in reports.items() if "curve" in report}
+    heights = [0.6 * len(reports) + 0.6]
+    if len(curves) == len(reports) and len(norms) == 1:
+        heights.append(3.4 + 0.2 * len(reports))
+    figure, grid = plt.subplots(
+        len(heights), 1, figsize=(6.4, sum(heights)), height_ratios=heights, layout="constrained", squeeze=False
+    )
+    bars = grid[0, 0]
+    for row, report in enumerate(reports.values()):
+        for shift, key, color in ((-0.2, "clean", CLEAN), (0.2, "robust", ROBUST)):
+            accuracy = report[f"{key}_accuracy"]
+            bars.barh(row + shift, accuracy, 0.38, color=color, label=key if row == 0 else None)
+            bars.text(accuracy + 1, row + shift, f"{accuracy:.2f}", va="center", fontsize="small")
+    bars.set_yticks(range(len(reports)), [fill(name, 32) for name in reports], fontsize="small")
+    bars.set(xlim=(0, 112), ylim=(len(reports) - 0.5, -0.5), xticks=range(0, 101, 25), xlabel="accuracy, %")
+    bars.spines[["top", "right"]].set_visible(False)
+    bars.spines["bottom"].set_bounds(0, 100)
+    bars.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize="small")
+    if len(heights) > 1:
+        _epsilons(grid[1, 0], curves, *norms)
+        grid[1, 0].legend(loc="upper left", bbox_to_anchor=(0, -0.2), frameon=False, fontsize="small")
+    _save(figure, file)
+
+
 def _epsilons(axes: plt.Axes, curves: dict[str, list[dict[str, Any]]], norm: str) -> None:
     unit = 255 if norm == "linf" else 1
     for name, curve in curves.items():
         epsilons = [unit * point["epsilon"] for point in curve]
-        axes.plot(epsilons, [point["robust_accuracy"] for point in curve], "o-", label=name, clip_on=False)
+        axes.plot(epsilons, [point["robust_accuracy"] for point in curve], "o-", label=fill(name, 64), clip_on=False)
     axes.set(xlabel=f"epsilon ({norm})" + ", in 1/255" * (norm == "linf"), ylabel="robust accuracy, %")
     axes.set(xlim=(0, None), ylim=(0, 100))
+    axes.xaxis.get_major_locator().set_params(integer=norm == "linf")
     axes.grid(alpha=0.3)
 
 

@@ -190,16 +190,19 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def suite_name(report: dict[str, Any]) -> str:
+    """``AutoAttack`` for the standard suite; otherwise with what ran instead, ``dev`` as the upper bound that it is."""
+    if report["version"] == "standard":
+        return "AutoAttack"
+    name = f"AutoAttack {report['version']}: {','.join(report['attacks'])}"
+    return f"upper bound by {name}" if claim(report["version"]) == "upper bound" else name
+
+
 def last_line(report: dict[str, Any]) -> str:
     """``clean NN.NN%  robust NN.NN%  (AutoAttack, epsilon E, N images)``."""
-    name = "AutoAttack"
-    if report["version"] != "standard":
-        name += f" {report['version']}: {','.join(report['attacks'])}"
-    if claim(report["version"]) == "upper bound":
-        name = f"upper bound by {name}"
     return (
         f"clean {report['clean_accuracy']:.2f}%  robust {report['robust_accuracy']:.2f}%  "
-        f"({name}, epsilon {report['epsilon_text']}, {report['n']} images)"
+        f"({suite_name(report)}, epsilon {report['epsilon_text']}, {report['n']} images)"
     )
 
 
