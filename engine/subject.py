@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -15,12 +16,16 @@ from models import RESNETS, create_model
 
 @dataclass(frozen=True)
 class Subject:
-    """The network under test, its name, and the data set of the run that it comes from (None if unknown)."""
+    """The network under test, its name, and the data set of the run that it comes from (None if unknown).
+
+    ``run`` holds all settings of that run, by their names in ``TrainConfig``; of a published file it is empty.
+    """
 
     model: nn.Module
     name: str
     num_classes: int
     dataset: str | None
+    run: dict[str, Any]
 
 
 def load_network(config: EvalConfig) -> Subject:
@@ -37,7 +42,7 @@ def load_network(config: EvalConfig) -> Subject:
         raise UserError(f"{path} does not tell its network: pass --student, e.g. {', '.join(RESNETS)} or wrn-34-10")
     model = create_model(name, num_classes or 10)  # without a known head the strict loading below says what is wrong
     load_strictly(model, state, path)
-    return Subject(model, name, num_classes, run.get("dataset"))
+    return Subject(model, name, num_classes, run.get("dataset"), run)
 
 
 def load_data(config: EvalConfig, subject: Subject) -> Dataset:
