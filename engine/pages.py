@@ -44,8 +44,8 @@ def pictures(folder: Path, result: dict[str, Any]) -> dict[str, Picture]:
         return {}
     from engine.plots import plot_classes, plot_epsilons
 
-    classes = [of for of in by_robustness(result) if of["n"]][:MOST_CLASSES]
-    found = [draw(folder / "classes.png", "clean and robust accuracy of each class", plot_classes, classes)]
+    classes = folder / "classes.png"
+    found = [draw(classes, "clean and robust accuracy of each class", plot_classes, drawn_classes(result))]
     if "curve" in result:
         curves = {"robust": result["curve"]}
         found.append(draw(folder / "curve.png", "accuracy against epsilon", plot_epsilons, curves, result["norm"]))
@@ -71,7 +71,7 @@ def sections(result: dict[str, Any], pictures: dict[str, Picture]) -> list[Secti
         (last_line(result), headline(result)),
         ("Accuracy after each attack", [attacks_table(result), None if pictures else NO_PICTURES]),
         ("Accuracy against epsilon", [pictures.get("curve.png"), curve_table(result)]),
-        ("Accuracy of each class", [pictures.get("classes.png"), classes_table(result)]),
+        ("Accuracy of each class", classes(result, pictures.get("classes.png"))),
         ("Images that an attack broke", [pictures.get("adversarial.png")]),
         ("Checks for gradient masking", [checks_table(result)]),
         ("How it was measured", [Code(result["command"]), origin_table(result)]),
@@ -129,12 +129,22 @@ def by_robustness(result: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(result["per_class"], key=lambda of: (of["n"] == 0, of["robust_accuracy"], of["clean_accuracy"]))
 
 
-def classes_table(result: dict[str, Any]) -> Table:
+def drawn_classes(result: dict[str, Any]) -> list[dict[str, Any]]:
+    return [of for of in by_robustness(result) if of["n"]][:MOST_CLASSES]
+
+
+def classes(result: dict[str, Any], picture: Picture | None) -> list[Block | None]:
+    """The picture, what it leaves out, and the figures of every class."""
+    drawn, total = len(drawn_classes(result)), len(result["per_class"])
+    left_out = (
+        f"Drawn are {drawn} of {total} classes: the least robust, at most {MOST_CLASSES}, of those with an image."
+    )
     rows = [
         [of["name"], str(of["n"]), percent(of["clean_accuracy"]), percent(of["robust_accuracy"])]
         for of in by_robustness(result)
     ]
-    return Table(["class", "images", "clean", "robust"], rows, summary=f"the {len(rows)} classes in figures")
+    table = Table(["class", "images", "clean", "robust"], rows, summary=f"the {total} classes in figures")
+    return [picture, left_out if picture and drawn < total else None, table]
 
 
 def checks_table(result: dict[str, Any]) -> Table | None:

@@ -1,0 +1,98 @@
+"""The figures of autoattack.json against slow loops, what is kept of earlier reports, and the suite's warnings."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from engine import report
+from engine.suite import LOGGER, STANDARD
+from engine.suite_log import suite_log, suite_warnings
+
+
+def verdicts(n, num_classes, seed=0):
+    """Labels, clean predictions and broken_by of an evaluation that never took place."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, num_classes, n)
+    clean = np.where(random.random(n) < 0.7, labels, (labels + 1) % num_classes)
+    attacked = random.choice(["", *STANDARD], n, p=[0.4, 0.3, 0.2, 0.1, 0])
+    return labels, clean, np.where(clean == labels, attacked, "clean").astype("U16")
+
+
+@pytest.mark.parametrize("num_classes, n", [(10, 200), (100, 150)])
+def test_per_class_against_a_loop(num_classes, n):
+    labels, clean, broken_by = verdicts(n, num_classes)
+    names = [f"class {k}" for k in range(num_classes)]
+    got = report.per_class(names, labels, clean, broken_by == "")
+    assert [of["name"] for of in got] == names and sum(of["n"] for of in got) == n
+    for k, of in enumerate(got):
+        images = [i for i in range(n) if labels[i] == k]
+        assert of["n"] == len(images)
+        if not images:
+            assert of["clean_accuracy"] is None and of["robust_accuracy"] is None
+            continue
+        right = sum(clean[i] == k for i in images)
+        robust = sum(broken_by[i] == "" for i in images)
+        assert of["clean_accuracy"] == pytest.approx(100 * right / len(images))
+        assert of["robust_accuracy"] == pytest.approx(100 * robust / len(images))
+    if num_classes == 100:
+        assert min(of["n"] for of in got) == 0  # the case was met
+    json.dumps(got)
+
+
+def test_throughput_counts_the_images_that_each_attack_was_given():
+    broken_by = np.array(["clean"] * 2 + ["apgd-ce"] * 3 + ["square"] + [""] * 4)
+    seconds = {"clean": 0.5, "apgd-ce": 2.0, "apgd-t": 4.0, "fab-t": 0.0, "square": 5.0, "total": 11.5}
+    got = report.throughput(STANDARD, broken_by, seconds)
+    assert got == {
+        "total": 10 / 11.5, "clean": 20.0, "apgd-ce": 4.0, "apgd-t": 1.25, "fab-t": None, "square": 1.0,
+    }  # fmt: skip
+    assert report.throughput(STANDARD, broken_by, seconds, processes=3)["apgd-ce"] == 12.0
+    nothing_left = report.throughput(("apgd-ce", "square"), np.array(["apgd-ce"]), seconds)
+    assert nothing_left["square"] is None
+
+
+def test_dev_is_an_upper_bound_everywhere_and_standard_is_not():
+    figures = {"clean_accuracy": 50.0, "robust_accuracy": 25.0, "epsilon_text": "8/255", "n": 8}
+    dev = {**figures, "version": "dev", "attacks": ["apgd-ce", "apgd-t"]}
+    assert report.claim("dev") == "upper bound" and report.claim("standard") == "standard AutoAttack"
+    assert report.last_line(dev) == (
+        "clean 50.00%  robust 25.00%  (upper bound by AutoAttack dev: apgd-ce,apgd-t, epsilon 8/255, 8 images)"
+    )
+    standard = {**figures, "version": "standard", "attacks": list(STANDARD)}
+    assert report.last_line(standard) == "clean 50.00%  robust 25.00%  (AutoAttack, epsilon 8/255, 8 images)"
+    assert report.claim("custom") not in (report.claim("standard"), report.claim("dev"))
+
+
+def test_warnings_survive_an_interruption_and_come_once(tmp_path, capsys):
+    path = tmp_path / "autoattack.log"
+    with suite_log(path, resumed=False):
+        LOGGER.warning("there are 3 points with zero gradient!")
+        LOGGER.warning("there are 17 points with zero gradient!")
+        LOGGER.info("robust accuracy after APGD-CE: WARNING 3%")
+    with suite_log(path, resumed=True):
+        LOGGER.warning("there are 4 points with zero gradient!")
+        LOGGER.warning("Square Attack has decreased the robust accuracy of 0.53%.")
+    assert suite_warnings(path) == [
+        "there are 3 points with zero gradient!", "Square Attack has decreased the robust accuracy of 0.53%.",
+    ]  # fmt: skip
+    assert capsys.readouterr().err.count("zero gradient") == 2  # once in each run
+    with suite_log(path, resumed=False):
+        LOGGER.info("a new evaluation")
+    assert suite_warnings(path) == [] and logging.getLogger("auto-attack").handlers == []
+
+
+def test_an_earlier_report_is_kept_with_its_pictures(tmp_path):
+    for name in report.FILES:
+        (tmp_path / name).write_text(f"{name} of the earlier evaluation")
+    (tmp_path / "autoattack.json").write_text(json.dumps({"epsilon": 0.1, "date": "2026-11-22T16:20:21+00:00"}))
+    (tmp_path / "report.md").write_text("![a](classes.png) ![b](curve.png) [c](https://example.org) (classes.png)")
+    assert report.keep_earlier(tmp_path, {"epsilon": 0.1}) is None  # the same evaluation: nothing to keep
+    assert report.keep_earlier(tmp_path, {"epsilon": 0.2}) == "autoattack-20261122162021.json"
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == sorted(name.replace(".", "-20261122162021.") for name in report.FILES)
+    assert (tmp_path / "report-20261122162021.md").read_text() == (
+        "![a](classes-20261122162021.png) ![b](curve-20261122162021.png) [c](https://example.org) (classes.png)"
+    )
+    assert report.keep_earlier(tmp_path, {"epsilon": 0.2}) is None
