@@ -71,7 +71,7 @@ def plot_triples(
     difference = x_adv - x
     magnified = 0.5 / max(float(abs(difference).max()), 1e-12)
     columns = ("clean", "adversarial", f"difference × {magnified:.3g}")
-    figure, grid = plt.subplots(len(x), 3, figsize=(5.2, 1.95 * len(x) + 0.3), layout="constrained", squeeze=False)
+    figure, grid = plt.subplots(len(x), 3, figsize=(5.2, 1.87 * len(x) + 0.3), layout="constrained", squeeze=False)
     for i, row in enumerate(grid):
         captions = (f"label: {labels[i]}", f"taken for {taken_for[i]}", f"found by {broken_by[i]}")
         for axes, image, caption in zip(row, (x[i], x_adv[i], 0.5 + magnified * difference[i]), captions, strict=True):
@@ -100,9 +100,9 @@ def plot_classes(classes: list[dict[str, Any]], file: Path | BinaryIO) -> None:
             axes.barh(row, of["clean_accuracy"], color=CLEAN, label="clean" if row == 0 else None)
             axes.barh(row, of["robust_accuracy"], color=ROBUST, label="robust" if row == 0 else None)
             figures = f"{of['clean_accuracy']:.0f} / {of['robust_accuracy']:.0f}"
-            axes.text(124, row, figures, ha="right", va="center", fontsize="small")
+            axes.text(132, row, figures, ha="right", va="center", fontsize="small")
         axes.set_yticks(range(len(part)), [_shortened(of["name"], 20) for of in part], fontsize="small")
-        axes.set(xlim=(0, 125), ylim=(rows - 0.4, -0.6), xticks=range(0, 101, 25), xlabel="accuracy, %")
+        axes.set(xlim=(0, 132), ylim=(rows - 0.4, -0.6), xticks=range(0, 101, 25), xlabel="accuracy, %")
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines["bottom"].set_bounds(0, 100)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize="small")
