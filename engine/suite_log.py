@@ -3,9 +3,11 @@
 import logging
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -43,8 +45,18 @@ def suite_log(path: Path, resumed: bool) -> Iterator[None]:
         LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.DEBUG)
     LOGGER.propagate = False
+    show = warnings.showwarning
+
+    def log_suites(message: Warning | str, category: type[Warning], *where: Any, **file: Any) -> None:
+        if category is Warning:  # as the authors' package warns, which has no logger
+            LOGGER.warning(str(message))
+        else:
+            show(message, category, *where, **file)
+
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = log_suites
+            yield
     finally:
         for handler in handlers:
             LOGGER.removeHandler(handler)

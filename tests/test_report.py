@@ -2,9 +2,11 @@
 
 import json
 import logging
+import warnings
 
 import numpy as np
 import pytest
+from pyautoattack import checks
 
 from engine import report
 from engine.suite import LOGGER, STANDARD
@@ -81,6 +83,19 @@ def test_warnings_survive_an_interruption_and_come_once(tmp_path, capsys):
     with suite_log(path, resumed=False):
         LOGGER.info("a new evaluation")
     assert suite_warnings(path) == [] and logging.getLogger("auto-attack").handlers == []
+
+
+def test_warnings_of_the_authors_package_are_in_the_log_too(tmp_path, recwarn):
+    """It calls warnings.warn instead of a logger; those of others are left alone."""
+    path, acc = tmp_path / "autoattack.log", {"clean": 0.9, "apgd-ce": 0.5, "square": 0.4}
+    with suite_log(path, resumed=False):
+        checks.check_square_sr(acc)
+        warnings.warn("of torch", UserWarning, stacklevel=1)
+    (warning,) = suite_warnings(path)
+    assert warning.startswith("Square Attack has decreased the robust accuracy of 10.00%")
+    checks.check_square_sr({**acc, "square": 0.3})  # nothing of it outside
+    assert len(suite_warnings(path)) == 1
+    assert [str(shown.message)[:8] for shown in recwarn] == ["of torch", "Square A"]
 
 
 def test_an_earlier_report_is_kept_with_its_pictures(tmp_path):
