@@ -55,10 +55,11 @@ class _Images:
         """(n,) bool, False outside ``among``; ``attack`` tells of (B, C, H, W) and labels which are right under it."""
         among = torch.ones_like(self.y, dtype=torch.bool) if among is None else among
         right = torch.zeros_like(among)
-        for part in among.nonzero().squeeze(1).split(self.suite.batch_size):
+        index = among.nonzero().squeeze(1)
+        self.bar.update(len(among) - len(index))
+        for part in index.split(self.suite.batch_size) if len(index) else ():
             right[part] = attack(self.x[part], self.y[part])
             self.bar.update(len(part))
-        self.bar.update(len(self.y) - int(among.sum()))
         return right
 
     def right_under_suite(self, name: str, among: Tensor, epsilon: float | None = None) -> Tensor:
