@@ -2,14 +2,12 @@
 
 The attacks are the authors' own (``engine/suite.py``). Each is called once for a chunk, on the images that the attacks
 before left robust. Each attack seeds itself, so this gives the same verdict as one call of the front end per chunk, and
-tells in addition which attack broke an image.
+tells in addition which attack broke an image. For the same reason a chunk may be left and gone on with between attacks.
 """
 
 import time
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,107 +15,122 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from datasets.loader import to_device, to_float
+from engine.distributed import Team
 from engine.errors import UserError
-from engine.outcomes import Outcomes
+from engine.outcomes import Outcomes, Step
 from engine.suite import LOGGER, Suite
 
 
 def attack_chunk(
-    model: nn.Module,
-    suite: Suite,
-    x: Tensor,
-    y: Tensor,
-    on_attack: Callable[[str, np.ndarray], None] = lambda name, broken_by: None,
-) -> dict[str, np.ndarray]:
-    """Every attack of the suite on what the ones before left robust.
+    queries: nn.Module, suite: Suite, x: Tensor, y: Tensor, done: int = 0, prediction: Tensor | None = None
+) -> Iterator[Step]:
+    """The clean pass, then every attack of the suite on what the ones before left robust (none if epsilon is 0).
 
     Args:
-        model: in eval mode, its parameters not requiring gradients.
+        queries: images -> logits (B, K), in eval mode, its parameters not requiring gradients.
         x: (B, C, H, W) in [0, 1]; y: (B,); on the suite's device, B at most its batch size.
-        on_attack: called after the clean pass and each attack with its name and ``broken_by`` so far.
-
-    Returns:
-        ``x_adv`` (the clean image where robust) and the arrays of ``Outcomes`` for these images.
+        done: how many of these steps an interrupted evaluation has finished.
+        prediction: (B,) what each image was taken for after them; None if there were none.
 
     Raises:
         UserError: the network's outputs are not finite.
     """
-    started = time.perf_counter()
+    front_end = suite.start(queries)
+    for name in ("clean", *suite.attacks)[done:]:
+        started = time.perf_counter()
+        if name == "clean":
+            right, x_adv, prediction = torch.ones_like(y, dtype=torch.bool), x, _classify(queries, x)
+        else:
+            right, x_adv, prediction = prediction == y, x.clone(), prediction.clone()
+            if right.any() and suite.epsilon > 0:
+                x_adv[right], prediction[right] = suite.run(front_end, name, x[right], y[right])
+        broken = right & (prediction != y)
+        yield Step(
+            name,
+            prediction.cpu().numpy(),
+            broken.cpu().numpy(),
+            x_adv[broken].cpu().numpy(),
+            time.perf_counter() - started,
+        )
+
+
+def _classify(queries: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
-        logits = model(x)
+        logits = queries(x)
     if not logits.isfinite().all():
         raise UserError("the network's outputs are not finite: its weights are damaged or its training diverged")
-    clean_prediction = logits.max(1)[1]
-    adversarial_prediction, x_adv = clean_prediction.clone(), x.clone()
-    broken_by = np.where((clean_prediction == y).cpu().numpy(), "", "clean").astype("U16")
-    seconds = [time.perf_counter() - started]
-    on_attack("clean", broken_by)
-    front_end = suite.start(model)
-    for attack in suite.attacks:
-        started = time.perf_counter()
-        left = (adversarial_prediction == y).nonzero().squeeze(1)
-        if len(left):
-            x_adv[left], adversarial_prediction[left] = suite.run(front_end, attack, x[left], y[left])
-        broken_by[(adversarial_prediction != y).cpu().numpy() & (broken_by == "")] = attack
-        seconds.append(time.perf_counter() - started)
-        on_attack(attack, broken_by)
-    return {
-        "clean_prediction": clean_prediction.cpu().numpy(),
-        "adversarial_prediction": adversarial_prediction.cpu().numpy(),
-        "broken_by": broken_by,
-        "seconds": np.array(seconds),
-        "x_adv": x_adv.cpu().numpy(),
-    }
+    return logits.max(1)[1]
 
 
 def evaluate(
-    model: nn.Module,
+    queries: nn.Module,
     suite: Suite,
+    epsilons: tuple[float, ...],
     images: np.ndarray,
     labels: np.ndarray,
-    state: Path,
-    fingerprint: dict[str, Any],
-    outcomes: Outcomes | None = None,
-) -> Outcomes:
-    """Attack all images chunk by chunk.
+    outcomes: Outcomes,
+    save: Callable[[], None],
+    team: Team,
+) -> None:
+    """Attack all images at every epsilon, chunk by chunk, and fill the outcomes in.
 
     Args:
+        queries: images -> logits, as for ``attack_chunk``.
+        epsilons: radii in [0, 1], in the order of the outcomes.
         images: (N, H, W, 3) uint8; labels: (N,).
-        state: written after every chunk; the caller deletes it once the results are safe.
-        fingerprint: of everything that the verdicts depend on.
-        outcomes: what an interrupted evaluation left, to go on with.
+        outcomes: empty, or what an interrupted evaluation left, to go on with.
+        save: keeps the outcomes on disk; called after every step.
+        team: the processes that share the jobs; rank 0 comes back with the outcomes of all.
 
     Raises:
         UserError: out of memory, a full disk, or outputs that are not finite.
     """
-    n, size = len(images), suite.batch_size
-    if outcomes is None:
-        height, width, channels = images.shape[1:]
-        outcomes = Outcomes.empty(n, -(-n // size), len(suite.attacks), (channels, height, width))
-    else:
-        LOGGER.info(f"going on with {state}: {outcomes.finished.sum()} of {len(outcomes.finished)} chunks are finished")
-    model.eval().requires_grad_(False)
-    steps = len(suite.attacks)
-    restored = int(np.repeat(outcomes.finished, size)[:n].sum()) * steps
-    with tqdm(total=n * steps, initial=restored, unit="img·attack", desc="AutoAttack") as bar:
-        for chunk in np.flatnonzero(~outcomes.finished):
-            part = slice(chunk * size, min((chunk + 1) * size, n))
-            before = outcomes.broken_by[np.repeat(outcomes.finished, size)[:n]]
+    jobs = [tuple(job) for job in outcomes.unfinished.tolist()]
+    with tqdm(disable=team.rank > 0, unit="img·attack", desc="AutoAttack") as bar:
+        if team.rank == 0:
+            _restore(bar, outcomes, team)
+        for epsilon, chunk in team.share(jobs):
+            part, done = outcomes.part(chunk), int(outcomes.progress[epsilon, chunk])
             pixels, y = to_device(images[part], labels[part], suite.device)
+            prediction = torch.from_numpy(outcomes.adversarial_prediction[epsilon, part]).to(suite.device)
+            at_epsilon = replace(suite, epsilon=epsilons[epsilon])
             try:
-                result = attack_chunk(model, suite, to_float(pixels), y, partial(_advance, bar, before))
+                for step in attack_chunk(queries, at_epsilon, to_float(pixels), y, done, prediction):
+                    so_far = _advance(bar, team, epsilon, step)
+                    outcomes.add(epsilon, chunk, step)
+                    save()
             except torch.cuda.OutOfMemoryError as error:
-                raise UserError(f"--batch-size {size} does not fit into the device's memory: pass less") from error
-            outcomes.add(chunk, part, result)
-            outcomes.save(state, fingerprint)
-            LOGGER.info(f"images {part.start} to {part.stop - 1} of {n}: {bar.postfix}")
-    suite.warn_about_square(outcomes.accuracies(suite.attacks))
-    return outcomes
+                raise UserError(
+                    f"--batch-size {suite.batch_size} does not fit into the device's memory: pass less"
+                ) from error
+            LOGGER.info(
+                f"epsilon {at_epsilon.epsilon:.4g}, images {part.start} to {part.stop - 1}; all so far: {so_far}"
+            )
+    for theirs in team.gather(outcomes)[1:]:
+        outcomes.merge(theirs)
 
 
-def _advance(bar: tqdm, before: np.ndarray, name: str, broken_by: np.ndarray) -> None:
-    """Show the accuracies of all images so far, those of the running chunk under the attacks that it has met."""
-    bar.update(0 if name == "clean" else len(broken_by))
-    seen = np.concatenate([before, broken_by])
-    clean, robust = 100 * np.mean(seen != "clean"), 100 * np.mean(seen == "")
-    bar.set_postfix_str(f"clean {clean:.2f}%, robust {robust:.2f}% after {name}")
+def _restore(bar: tqdm, outcomes: Outcomes, team: Team) -> None:
+    """Let the bar begin where an interrupted evaluation ended."""
+    num_epsilons, n = outcomes.broken_by.shape
+    steps = np.repeat(outcomes.progress, outcomes.batch_size, axis=1)[:, :n]
+    bar.total = num_epsilons * n * (outcomes.seconds.shape[-1] - 1)
+    bar.initial = bar.n = team.add("img·attack", (steps - 1).clip(0).sum())
+    for epsilon, met in enumerate(steps > 0):
+        team.add(f"{epsilon}: met", met.sum())
+        team.add(f"{epsilon}: right", (met & (outcomes.broken_by[epsilon] != "clean")).sum())
+        team.add(f"{epsilon}: robust", (met & (outcomes.broken_by[epsilon] == "")).sum())
+    bar.refresh()
+
+
+def _advance(bar: tqdm, team: Team, epsilon: int, step: Step) -> str:
+    """Count a step; the accuracies at this epsilon of all images so far, under the attacks that each has met."""
+    n, broken, clean = len(step.broken), step.broken.sum(), step.name == "clean"
+    met = team.add(f"{epsilon}: met", n if clean else 0)
+    right = team.add(f"{epsilon}: right", n - broken if clean else 0)
+    robust = team.add(f"{epsilon}: robust", n - broken if clean else -broken)
+    attacked = team.add("img·attack", 0 if clean else n)
+    so_far = f"clean {100 * right / max(met, 1):.2f}%, robust {100 * robust / max(met, 1):.2f}% after {step.name}"
+    bar.set_postfix_str(so_far, refresh=False)
+    bar.update(attacked - getattr(bar, "n", 0))
+    return so_far

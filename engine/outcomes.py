@@ -9,64 +9,149 @@ from typing import Any
 import numpy as np
 
 from engine.checkpoint import write_atomically
+from engine.distributed import Team
 from engine.errors import UserError
 
 NUM_SHOWN = 5  # broken images that are kept for the picture
 
 
-@dataclass
-class Outcomes:
-    """What came of every image; those of unfinished chunks are not filled in yet.
+@dataclass(frozen=True)
+class Step:
+    """What the clean pass (named ``clean``) or one attack did to a chunk of B images.
 
     Attributes:
-        clean_prediction, adversarial_prediction: (N,) int64; equal for a robust image.
-        broken_by: (N,) str; ``clean`` if it was misclassified unattacked, an attack's name, or empty if robust.
-        finished: (chunks,) bool.
-        seconds: (chunks, 1 + attacks) of the clean pass and of each attack.
-        shown_index, shown_x_adv: some images that an attack broke, (K,) and (K, C, H, W) float32.
+        prediction: (B,) int64, what each image is taken for now.
+        broken: (B,) bool, right before and wrong now.
+        x_adv: (broken.sum(), C, H, W) float32, what these were turned into.
+    """
+
+    name: str
+    prediction: np.ndarray
+    broken: np.ndarray
+    x_adv: np.ndarray
+    seconds: float
+
+
+@dataclass
+class Outcomes:
+    """What came of every image at every epsilon; a job is one chunk of images at one epsilon.
+
+    Attributes:
+        clean_prediction: (N,) int64; -1 until the clean pass.
+        adversarial_prediction: (E, N) int64, equal to the clean one for a robust image; the headline epsilon is first.
+        broken_by: (E, N) str; ``clean`` if it was misclassified unattacked, an attack's name, or empty if robust.
+        progress: (E, chunks) int64, finished steps of each job: the clean pass, then each attack.
+        seconds: (E, chunks, 1 + attacks) of wall time in these steps.
+        kept_index, kept_x_adv: (K,) ascending and (K, C, H, W) float32: the first images that an attack at the headline
+            epsilon broke, and what they were turned into.
+        keep: the largest K.
+        batch_size: images in a chunk; the last chunk may have fewer.
     """
 
     clean_prediction: np.ndarray
     adversarial_prediction: np.ndarray
     broken_by: np.ndarray
-    finished: np.ndarray
+    progress: np.ndarray
     seconds: np.ndarray
-    shown_index: np.ndarray
-    shown_x_adv: np.ndarray
+    kept_index: np.ndarray
+    kept_x_adv: np.ndarray
+    keep: int
+    batch_size: int
 
     @classmethod
-    def empty(cls, n: int, num_chunks: int, num_attacks: int, image_shape: tuple[int, ...]) -> "Outcomes":
+    def empty(
+        cls, images: np.ndarray, batch_size: int, num_attacks: int, num_epsilons: int = 1, keep: int = NUM_SHOWN
+    ) -> "Outcomes":
+        """For images (N, H, W, C) of which none has been looked at."""
+        n, height, width, channels = images.shape
+        jobs = num_epsilons, -(-n // batch_size)
         return cls(
             clean_prediction=np.full(n, -1, np.int64),
-            adversarial_prediction=np.full(n, -1, np.int64),
-            broken_by=np.full(n, "", "U16"),
-            finished=np.zeros(num_chunks, bool),
-            seconds=np.zeros((num_chunks, 1 + num_attacks)),
-            shown_index=np.zeros(0, np.int64),
-            shown_x_adv=np.zeros((0, *image_shape), np.float32),
+            adversarial_prediction=np.full((num_epsilons, n), -1, np.int64),
+            broken_by=np.full((num_epsilons, n), "", "U16"),
+            progress=np.zeros(jobs, np.int64),
+            seconds=np.zeros((*jobs, 1 + num_attacks)),
+            kept_index=np.zeros(0, np.int64),
+            kept_x_adv=np.zeros((0, channels, height, width), np.float32),
+            keep=keep,
+            batch_size=batch_size,
         )
 
     @property
     def robust(self) -> np.ndarray:
+        """(E, N) bool."""
         return self.broken_by == ""
 
-    def accuracies(self, attacks: tuple[str, ...]) -> dict[str, float]:
-        """Percentage of all images still right: ``clean``, then after each attack, in their order."""
-        lost, accuracies = 0, {}
+    @property
+    def unfinished(self) -> np.ndarray:
+        """(jobs, 2) of indices (epsilon, chunk): the headline's first."""
+        return np.argwhere(self.progress < self.seconds.shape[-1])
+
+    @property
+    def shown_index(self) -> np.ndarray:
+        """(K,) of at most NUM_SHOWN images for a picture."""
+        return self.kept_index[:NUM_SHOWN]
+
+    @property
+    def shown_x_adv(self) -> np.ndarray:
+        """(K, C, H, W) float32: what these images were turned into."""
+        return self.kept_x_adv[:NUM_SHOWN]
+
+    def part(self, chunk: int) -> slice:
+        """The images of a chunk."""
+        return slice(chunk * self.batch_size, min((chunk + 1) * self.batch_size, len(self.clean_prediction)))
+
+    def accuracies(self, attacks: tuple[str, ...], epsilon: int = 0) -> dict[str, float]:
+        """Percentage of all images still right at an epsilon (its index): ``clean``, then after each attack."""
+        lost, accuracies, broken_by = 0, {}, self.broken_by[epsilon]
         for name in ("clean", *attacks):
-            lost += int((self.broken_by == name).sum())
-            accuracies[name] = 100 * (len(self.broken_by) - lost) / len(self.broken_by)
+            lost += int((broken_by == name).sum())
+            accuracies[name] = 100 * (len(broken_by) - lost) / len(broken_by)
         return accuracies
 
-    def add(self, chunk: int, part: slice, result: dict[str, np.ndarray]) -> None:
-        """Take in what ``attack_chunk`` returned for the images of one chunk."""
-        for name in ("clean_prediction", "adversarial_prediction", "broken_by"):
-            getattr(self, name)[part] = result[name]
-        self.seconds[chunk], self.finished[chunk] = result["seconds"], True
-        attacked = np.flatnonzero((result["broken_by"] != "") & (result["broken_by"] != "clean"))
-        attacked = attacked[: NUM_SHOWN - len(self.shown_index)]
-        self.shown_index = np.concatenate([self.shown_index, part.start + attacked])
-        self.shown_x_adv = np.concatenate([self.shown_x_adv, result["x_adv"][attacked]])
+    def x_adv(self, images: np.ndarray) -> np.ndarray:
+        """What every image was turned into at the headline epsilon, if all broken ones were kept.
+
+        Args:
+            images: (N, H, W, C) uint8.
+
+        Returns:
+            (N, C, H, W) float32 in [0, 1]: the clean image where no attack broke it.
+        """
+        x_adv = np.transpose(images, (0, 3, 1, 2)) / np.float32(255)
+        x_adv[self.kept_index] = self.kept_x_adv
+        return x_adv
+
+    def add(self, epsilon: int, chunk: int, step: Step) -> None:
+        """Take in the next step of a job."""
+        part, done = self.part(chunk), self.progress[epsilon, chunk]
+        if step.name == "clean":
+            self.clean_prediction[part] = step.prediction
+        elif epsilon == 0:
+            self._keep(part.start + np.flatnonzero(step.broken), step.x_adv)
+        self.adversarial_prediction[epsilon, part] = step.prediction
+        self.broken_by[epsilon, part][step.broken] = step.name
+        self.seconds[epsilon, chunk, done] = step.seconds
+        self.progress[epsilon, chunk] += 1
+
+    def merge(self, other: "Outcomes") -> None:
+        """Take from another process's outcomes every job that got further there."""
+        for epsilon, chunk in np.argwhere(other.progress > self.progress):
+            part = self.part(chunk)
+            self.clean_prediction[part] = other.clean_prediction[part]
+            for mine, theirs in (
+                (self.adversarial_prediction, other.adversarial_prediction),
+                (self.broken_by, other.broken_by),
+            ):
+                mine[epsilon, part] = theirs[epsilon, part]
+            for mine, theirs in ((self.seconds, other.seconds), (self.progress, other.progress)):
+                mine[epsilon, chunk] = theirs[epsilon, chunk]
+        self._keep(other.kept_index, other.kept_x_adv)
+
+    def _keep(self, index: np.ndarray, x_adv: np.ndarray) -> None:
+        index, x_adv = np.concatenate([self.kept_index, index]), np.concatenate([self.kept_x_adv, x_adv])
+        self.kept_index, first = np.unique(index, return_index=True)
+        self.kept_index, self.kept_x_adv = self.kept_index[: self.keep], x_adv[first[: self.keep]]
 
     def save(self, path: Path, fingerprint: dict[str, Any]) -> None:
         write_atomically(path, lambda file: np.savez(file, fingerprint=json.dumps(fingerprint), **asdict(self)))
@@ -82,7 +167,7 @@ class Outcomes:
         try:
             with np.load(path, allow_pickle=False) as file:
                 theirs = json.loads(str(file["fingerprint"]))
-                outcomes = cls(**{field.name: file[field.name] for field in fields(cls)})
+                outcomes = cls(**{field.name: file[field.name][()] for field in fields(cls)})
         except (zipfile.BadZipFile, ValueError, EOFError, LookupError, AttributeError) as error:
             raise UserError(f"{path} is damaged and cannot be gone on with: {mend}") from error
         differ = [
@@ -93,6 +178,31 @@ class Outcomes:
         if differ:
             raise UserError(f"{path} is of another, unfinished evaluation ({'; '.join(differ)}): {mend}")
         return outcomes
+
+
+def state_path(folder: Path, rank: int) -> Path:
+    """Where a process keeps its outcomes."""
+    return folder / f"autoattack.state{f'-{rank}' if rank else ''}.npz"
+
+
+def state_files(folder: Path) -> list[Path]:
+    """What the processes of an interrupted evaluation, however many they were, left on this machine."""
+    return sorted(folder.glob("autoattack.state*.npz"))
+
+
+def resume(folder: Path, fingerprint: dict[str, Any], team: Team) -> Outcomes | None:
+    """The outcomes of all processes of an interrupted evaluation; None if there was none.
+
+    Raises:
+        UserError: a state file is damaged, or of an evaluation with another fingerprint.
+    """
+    paths = state_files(folder) if team.local_rank == 0 else []
+    found = [
+        outcomes for left in team.gather([Outcomes.load(path, fingerprint) for path in paths]) for outcomes in left
+    ]
+    for other in found[1:]:
+        found[0].merge(other)
+    return team.broadcast(found[0] if found else None)
 
 
 def _short(value: Any) -> str:

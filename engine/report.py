@@ -101,9 +101,9 @@ def write_report(folder: Path, report: dict[str, Any], outcomes: Outcomes, label
         "index": np.arange(len(labels)),
         "label": np.asarray(labels, np.int64),
         "clean_prediction": outcomes.clean_prediction,
-        "adversarial_prediction": outcomes.adversarial_prediction,
-        "robust": outcomes.robust,
-        "broken_by": outcomes.broken_by,
+        "adversarial_prediction": outcomes.adversarial_prediction[0],
+        "robust": outcomes.robust[0],
+        "broken_by": outcomes.broken_by[0],
     }
     write_atomically(folder / "autoattack.npz", lambda file: np.savez_compressed(file, **arrays))
     text = json.dumps(report, indent=2) + "\n"
@@ -164,10 +164,12 @@ def throughput(
     return {name: n * processes / seconds[name] if n and seconds[name] else None for name, n in given.items()}
 
 
-def results(suite: Suite, outcomes: Outcomes, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
+def results(
+    suite: Suite, outcomes: Outcomes, labels: np.ndarray, class_names: Sequence[str], processes: int = 1
+) -> dict[str, Any]:
     """The measured part of ``autoattack.json``; labels are (N,), of the attacked images."""
     accuracies = outcomes.accuracies(suite.attacks)
-    seconds = dict(zip(("clean", *suite.attacks), outcomes.seconds.sum(0).tolist(), strict=True))
+    seconds = dict(zip(("clean", *suite.attacks), outcomes.seconds[0].sum(0).tolist(), strict=True))
     seconds["total"] = sum(seconds.values())
     names = [name.replace("_", " ") for name in class_names]
     return {
@@ -177,8 +179,8 @@ def results(suite: Suite, outcomes: Outcomes, labels: np.ndarray, class_names: S
         "accuracy_after": {name: accuracies[name] for name in suite.attacks},
         "robust_accuracy": accuracies[suite.attacks[-1]],
         "seconds": seconds,
-        "throughput": throughput(suite.attacks, outcomes.broken_by, seconds),
-        "per_class": per_class(names, labels, outcomes.clean_prediction, outcomes.robust),
+        "throughput": throughput(suite.attacks, outcomes.broken_by[0], seconds, processes),
+        "per_class": per_class(names, labels, outcomes.clean_prediction, outcomes.robust[0]),
     }
 
 
@@ -218,9 +220,11 @@ def draw(folder: Path, outcomes: Outcomes, data: Dataset) -> str:
 
     names = [name.replace("_", " ") for name in data.class_names]
     x = np.transpose(data.x_test[index], (0, 3, 1, 2)) / np.float32(255)
-    label, taken_for = ([names[i] for i in of[index]] for of in (data.y_test, outcomes.adversarial_prediction))
+    label, taken_for = ([names[i] for i in of[index]] for of in (data.y_test, outcomes.adversarial_prediction[0]))
     write_atomically(
         path,
-        lambda file: plot_triples(x, outcomes.shown_x_adv, label, taken_for, outcomes.broken_by[index].tolist(), file),
+        lambda file: plot_triples(
+            x, outcomes.shown_x_adv, label, taken_for, outcomes.broken_by[0][index].tolist(), file
+        ),
     )
     return f"picture: {path}"

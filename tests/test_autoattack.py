@@ -66,6 +66,14 @@ def suite(
     return Suite(package, attacks, norm, epsilon, 3, version, batch_size, **kwargs)
 
 
+def attacked(model, suite, x, y):
+    """The steps of a chunk -> x_adv (the clean image where robust) and the arrays of ``Outcomes`` for its images."""
+    x_adv, broken_by = x.cpu().numpy().copy(), np.full(len(x), "", "U16")
+    for step in attack_chunk(model, suite, x, y):
+        x_adv[step.broken], broken_by[step.broken] = step.x_adv, step.name
+    return {"x_adv": x_adv, "adversarial_prediction": step.prediction, "broken_by": broken_by}
+
+
 def official(model, x, y, norm, epsilon, batch_size, attacks=None):
     """The official front end, called once per chunk."""
     x_adv, prediction = [], []
@@ -91,8 +99,8 @@ def official(model, x, y, norm, epsilon, batch_size, attacks=None):
 )
 def test_same_verdict_as_the_official_front_end(models, name, norm, epsilon, n):
     x, y = digits(n)
-    chunks = [attack_chunk(models[name], suite(norm, epsilon), x[i : i + 12], y[i : i + 12]) for i in range(0, n, 12)]
-    ours = {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0] if key != "seconds"}
+    chunks = [attacked(models[name], suite(norm, epsilon), x[i : i + 12], y[i : i + 12]) for i in range(0, n, 12)]
+    ours = {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
     x_adv, prediction = official(models[name], x, y, {"linf": "Linf", "l2": "L2"}[norm], epsilon, 12)
     np.testing.assert_array_equal(ours["adversarial_prediction"], prediction)
     np.testing.assert_array_equal(ours["x_adv"], x_adv)
@@ -108,7 +116,7 @@ def test_same_verdict_for_custom_attacks(models):
     """``fab`` with its five restarts shares an object with ``fab-t``, which has one."""
     x, y = digits(12)
     attacks = ["apgd-dlr", "fab", "fab-t"]
-    ours = attack_chunk(models["robust"], suite(attacks=tuple(attacks), version="custom"), x, y)
+    ours = attacked(models["robust"], suite(attacks=tuple(attacks), version="custom"), x, y)
     x_adv, prediction = official(models["robust"], x, y, "Linf", 0.1, 12, attacks)
     np.testing.assert_array_equal(ours["adversarial_prediction"], prediction)
     np.testing.assert_array_equal(ours["x_adv"], x_adv)
@@ -135,10 +143,10 @@ def test_suite_warns_when_square_finds_what_the_others_missed():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: torch.cuda.is_available() is false")
 def test_on_cuda(models):
     x, y = digits(12)
-    on_cpu = attack_chunk(models["natural"], suite(), x, y)
+    on_cpu = attacked(models["natural"], suite(), x, y)
     model = tiny().requires_grad_(False).eval().cuda()
     model.load_state_dict(models["natural"].state_dict())
-    on_cuda = attack_chunk(model, suite(device="cuda"), x.cuda(), y.cuda())
+    on_cuda = attacked(model, suite(device="cuda"), x.cuda(), y.cuda())
     assert (on_cpu["broken_by"] == on_cuda["broken_by"]).mean() > 0.8  # a rounding may decide an image
 
 

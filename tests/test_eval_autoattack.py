@@ -145,20 +145,21 @@ def test_an_interrupted_evaluation_goes_on_with_the_same_command(
 
     def interrupted(*args):
         calls.append(len(calls))
-        if len(calls) == 3:
-            os.kill(os.getpid(), number)
-        return attack_chunk(*args)
+        for step in attack_chunk(*args):
+            if len(calls) == 3 and step.name != "clean":
+                os.kill(os.getpid(), number)
+            yield step
 
     monkeypatch.setattr(autoattack, "attack_chunk", interrupted)
     before = signal.getsignal(number)
     code, out, err = program("--checkpoint", checkpoint, *QUICK)
     assert (code, out) == (status, "")
-    assert err.splitlines()[-1].startswith("stopped: finished chunks are kept, and the same command goes on")
+    assert err.splitlines()[-1].startswith("stopped: finished attacks are kept, and the same command goes on")
     assert "Traceback" not in err
     assert signal.getsignal(number) is before
-    assert np.load(state)["finished"].tolist() == [True, True, False]
+    assert np.load(state)["progress"].tolist() == [[2, 2, 1]]
     code, out, _ = program("--checkpoint", checkpoint, *QUICK)
-    assert code == 0 and len(calls) == 4  # two finished, one interrupted, and that one again
+    assert code == 0 and len(calls) == 4  # two finished, one interrupted, and that one gone on with
     assert not state.exists()
     results.append(np.load(tmp_path / "Logs/some-run/autoattack.npz"))
     program("--checkpoint", checkpoint, *QUICK, "--mark", "in-one-go")
@@ -270,7 +271,7 @@ def test_without_matplotlib_one_line_says_so(program, checkpoint, tmp_path, monk
         (["--version", "custom"], "--attacks goes with --version custom"),
         (["--version", "custom", "--attacks", "pgd,square"], "unknown attack pgd; choose apgd-ce"),
         (["--version", "custom", "--attacks", ","], "unknown attack ','"),
-        (["--version", "rand"], "invalid choice: 'rand'"),
+        (["--version", "best"], "invalid choice: 'best'"),
         (["--epsilon", "-0.1"], "outside [0, 1]"),
         (["--epsilon=-8/255"], "outside [0, 1]"),
         (["--epsilon", "1.5"], "outside [0, 1]"),
@@ -280,8 +281,8 @@ def test_without_matplotlib_one_line_says_so(program, checkpoint, tmp_path, monk
         (["--epsilon", "1e999"], "is not a number"),
         (["--epsilon", "eight"], "is not a number"),
         (["--epsilon", "8/0"], "is not a number"),
-        (["--batch-size", "0"], "--batch-size 0 must be at least 1"),
-        (["--batch-size", "x"], "invalid int value"),
+        (["--batch-size", "0"], "--batch-size 0: write a number of images, at least 1, or auto"),
+        (["--batch-size", "x"], "write a number of images, at least 1, or auto"),
         (["--n-examples", "-1"], "--n-examples -1 must be 0"),
         (["--device", "tpu"], "choose auto, cpu, cuda"),
         (["--norm", "l1"], "invalid choice: 'l1'"),

@@ -1,0 +1,93 @@
+"""Several processes on one evaluation, started by torchrun: who takes which job, what all know, and one end for all.
+
+They speak through torchrun's own key-value store alone: its counters deal out the jobs, so that nobody waits for the
+slowest, and waiting for one another leaves every process free to hear a signal.
+"""
+
+import os
+import pickle
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+PIECE = 1 << 20  # the store takes no value above 8 MB
+SECONDS_BETWEEN_LOOKS = 0.2
+
+
+class Team:
+    """The processes of one evaluation, as one of them sees them; by default it is alone.
+
+    Attributes:
+        rank: its number among all ``size``; rank 0 prints, logs and writes the report.
+        local_rank: its number on its machine.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0, store: Any = None) -> None:
+        self.rank, self.size, self.local_rank = rank, size, local_rank
+        self._store = store
+        self._counters: Counter[str] = Counter()
+        self._messages = 0
+
+    @classmethod
+    def join(cls) -> "Team":
+        """The team that torchrun made, as its environment variables tell."""
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return cls()
+        from torch.distributed import rendezvous
+
+        store, rank, size = next(rendezvous("env://", timeout=timedelta(minutes=10)))
+        return cls(rank, size, int(os.environ.get("LOCAL_RANK", "0")), store)
+
+    def add(self, counter: str, amount: int) -> int:
+        """Count together with all others; returns the sum so far."""
+        if self._store is not None:
+            return self._store.add(counter, int(amount))
+        self._counters[counter] += int(amount)
+        return self._counters[counter]
+
+    def share(self, jobs: Sequence[T]) -> Iterator[T]:
+        """The next job that nobody has taken, until there is none; once in a team's life."""
+        while (index := self.add("jobs taken", 1) - 1) < len(jobs):
+            yield jobs[index]
+
+    def gather(self, value: T) -> list[T]:
+        """At rank 0 everybody's value, by rank, once all have got here; elsewhere nothing."""
+        self._messages += 1
+        if self.rank > 0:
+            self._send(f"{self._messages} of {self.rank}", value)
+            return []
+        return [value, *(self._receive(f"{self._messages} of {rank}") for rank in range(1, self.size))]
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's value, everywhere, once rank 0 has got here."""
+        self._messages += 1
+        if self.rank > 0:
+            return self._receive(f"{self._messages}")
+        if self.size > 1:
+            self._send(f"{self._messages}", value)
+        return value
+
+    def first_to_end(self) -> bool:
+        """Whether no other process has ended early before this one, so that it is the one to say why."""
+        try:
+            return self.add("ended early", 1) == 1
+        except RuntimeError:  # the store is gone, and torchrun with it
+            return self.rank == 0
+
+    def _send(self, key: str, value: Any) -> None:
+        data = pickle.dumps(value)
+        pieces = range(0, len(data), PIECE)
+        for start in pieces:
+            self._store.set(f"{key}: {start}", data[start : start + PIECE])
+        self._store.set(key, str(len(data)))
+
+    def _receive(self, key: str) -> Any:
+        while not self._store.check([key]):
+            if self.add("ended early", 0):
+                raise SystemExit(1)
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        pieces = range(0, int(self._store.get(key)), PIECE)
+        return pickle.loads(b"".join(self._store.get(f"{key}: {start}") for start in pieces))
