@@ -1,7 +1,7 @@
 """Where to compute, and with which arithmetic."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -35,6 +35,17 @@ def set_precision(precision: str, device: torch.device) -> Callable[[], Abstract
     """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "fp32"
     return partial(torch.autocast, device.type, torch.bfloat16) if precision == "bf16" else nullcontext
+
+
+@contextmanager
+def ieee_products() -> Iterator[None]:
+    """float32 throughout, whatever ``set_precision`` has set."""
+    flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = flags
 
 
 def describe(device: torch.device) -> str:

@@ -11,6 +11,8 @@ from torch import Tensor, fx, nn
 
 from models.fold import Folded
 
+ANY_SIZE = -1  # as ``compile_for``
+
 
 @dataclass(frozen=True)
 class Speedups:
@@ -20,7 +22,7 @@ class Speedups:
         channels_last: weights and images in NHWC memory order.
         fold: the attack runs on a copy of the student with BatchNorm folded into the convolutions.
         compile_for: batches of exactly this size run through torch.compile, any other (an epoch's last) eagerly, so
-            that nothing is ever recompiled; 0 compiles nothing.
+            that nothing is ever recompiled; 0 compiles nothing, and ANY_SIZE with a symbolic batch size.
         cuda_graphs: the compiled attack is replayed as a CUDA graph. The benchmark's ablation alone sets it until a GPU
             has shown that it pays.
     """
@@ -63,10 +65,11 @@ class Network:
         self._attack_forward: Callable[[Tensor], Tensor] = self._folded or model
         if speedups.compile_for:
             mode = "reduce-overhead" if speedups.cuda_graphs else "default"
+            dynamic = None if speedups.compile_for == ANY_SIZE else False  # None: from the second size on
             attacked = self._folded.module if self._folded else model
             try:
-                self._train_forward = torch.compile(model, dynamic=False)
-                self._attack_forward = torch.compile(attacked, dynamic=False, mode=mode)
+                self._train_forward = torch.compile(model, dynamic=dynamic)
+                self._attack_forward = torch.compile(attacked, dynamic=dynamic, mode=mode)
             except RuntimeError as error:  # a Python or system that this PyTorch cannot compile on
                 self.run_eagerly(error)
 
@@ -101,7 +104,7 @@ class Network:
         warn_once(f"torch.compile failed ({reason}): going on without it")
 
     def _run(self, forward: Callable[[Tensor], Tensor], eager: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        if len(images) != self.speedups.compile_for:
+        if self.speedups.compile_for not in (len(images), ANY_SIZE):
             forward = eager
         with self.autocast():
             logits = forward(images)

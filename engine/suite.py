@@ -1,4 +1,8 @@
-"""The authors' suite (Croce & Hein 2020), from ``pyautoattack`` or ``autoattack``: which attacks, and how strong."""
+"""The authors' suite (Croce & Hein 2020), from ``pyautoattack`` or ``autoattack``: which attacks, and how strong.
+
+The attacks are the authors' code. The loop over them is ours, for settled images to leave (``engine/watching.py``):
+it does to each attack what the front end's ``run_standard_evaluation`` does.
+"""
 
 import importlib
 import logging
@@ -6,6 +10,7 @@ import sys
 import warnings
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from itertools import takewhile
 from types import ModuleType
 from typing import Any
 
@@ -13,9 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import UserError
+from engine.queries import Queries
+from engine.watching import watch
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 ATTACKS = (*STANDARD, "apgd-dlr", "fab")
+SUITES = {
+    "standard": STANDARD,
+    "dev": ("apgd-ce", "apgd-t"),
+    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+    "rand": ("apgd-ce", "apgd-dlr"),
+}
 SUITE_NORMS = {"linf": "Linf", "l2": "L2"}
 NUM_TARGETS = 9  # of apgd-t and fab-t: the most likely wrong classes
 LOGGER = logging.getLogger("auto-attack")
@@ -25,13 +38,13 @@ def choose_attacks(version: str, attacks: str) -> tuple[str, ...]:
     """The attacks in the order in which they run.
 
     Args:
-        version: ``standard``, or ``custom`` for the comma-separated names in ``attacks``.
+        version: ``standard``, ``dev``, ``plus``, ``rand``, or ``custom`` for the comma-separated names in ``attacks``.
 
     Raises:
         UserError: a name is not an attack of the suite, or there is none.
     """
-    if version == "standard":
-        return STANDARD
+    if version in SUITES:
+        return SUITES[version]
     names = tuple(dict.fromkeys(name.strip() for name in attacks.split(",") if name.strip()))
     unknown = [name for name in names if name not in ATTACKS]
     if unknown or not names:
@@ -86,23 +99,63 @@ class Suite:
     log_path: str | None = None
 
     def start(self, model: nn.Module) -> Any:
-        """A front end. Every chunk takes a new one, for a verdict that does not depend on the chunks before."""
-        common = {"norm": SUITE_NORMS[self.norm], "eps": self.epsilon, "seed": self.seed, "version": self.version}
+        """A front end. Every chunk takes a new one, for a verdict that does not depend on the chunks before.
+
+        Args:
+            model: ``Queries``; any other network is attacked as it is, and no image leaves early.
+        """
+        version = "standard" if self.version == "dev" else self.version
+        common = {"norm": SUITE_NORMS[self.norm], "eps": self.epsilon, "seed": self.seed, "version": version}
         custom = list(self.attacks) if self.version == "custom" else None
-        if self._keyword_only:
-            return self.package.AutoAttack(model, attacks=custom, device=str(self.device), **common)
-        with redirect_stdout(sys.stderr):  # standard output is for the result
-            return self.package.AutoAttack(
-                model, attacks_to_run=custom or [], device=str(self.device), log_path=self.log_path, **common
-            )
+        if self.package.__name__ == "pyautoattack":
+            front_end = self.package.AutoAttack(model, attacks=custom, device=str(self.device), **common)
+        else:
+            with redirect_stdout(sys.stderr):  # standard output is for the result
+                front_end = self.package.AutoAttack(
+                    model, attacks_to_run=custom or [], device=str(self.device), log_path=self.log_path, **common
+                )
+        if isinstance(model, Queries):
+            watch(front_end, model)
+        return front_end
 
     def run(self, front_end: Any, attack: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """One attack on images (B, C, H, W) in [0, 1] -> adversarial images and what they are taken for (B,)."""
-        front_end.attacks_to_run = [attack]
-        if self._keyword_only:
-            return front_end.run_standard_evaluation(x, y, batch_size=self.batch_size)
-        with redirect_stdout(sys.stderr):
-            return front_end.run_standard_evaluation(x, y, bs=self.batch_size, return_labels=True)
+        """One attack on images (B, C, H, W) in [0, 1] that the network gets right.
+
+        Returns:
+            Adversarial images and what they are taken for (B,); the image itself and its label y where it stood.
+        """
+        LOGGER.debug(f"running {attack}")
+        with torch.no_grad(), redirect_stdout(sys.stderr):
+            if attack == self.attacks[0]:
+                self._check(front_end, x, y)
+            found = self._perturb(front_end, attack, x.clone(), y.clone())
+            prediction = front_end.model(found).max(1)[1]
+        fooled = prediction != y
+        LOGGER.debug(f"{attack} - 1/1 - {fooled.sum()} out of {len(y)} successfully perturbed")
+        return torch.where(fooled.view(-1, 1, 1, 1), found, x), prediction
+
+    def _perturb(self, front_end: Any, attack: str, x: Tensor, y: Tensor) -> Tensor:
+        """As ``run_standard_evaluation`` sets the attack up."""
+        name = {"apgd-t": "apgd_targeted"}.get(attack) or attack.split("-")[0]
+        attacker = getattr(front_end, name)
+        attacker.seed = front_end.get_seed()
+        if name == "apgd":
+            attacker.loss = attack.removeprefix("apgd-")
+        elif name == "fab":
+            attacker.targeted = attack == "fab-t"
+            if "fab-t" in (attack, *takewhile(lambda name: name != attack, self.attacks)):
+                attacker.n_restarts = 1  # one object serves both, and fab-t leaves it so
+        return attacker.perturb(x, y)
+
+    def _check(self, front_end: Any, x: Tensor, y: Tensor) -> None:
+        """The suite's own checks of the network, on a chunk's images; they warn as Python does."""
+        checks = importlib.import_module(f"{self.package.__name__}.checks")
+        if self.version != "rand":
+            checks.check_randomized(front_end.get_logits, x, y, bs=len(x))
+        classes = checks.check_range_output(front_end.get_logits, x)
+        checks.check_dynamic(front_end.model, x, False)
+        targets = front_end.apgd_targeted.n_target_classes, front_end.fab.n_target_classes
+        checks.check_n_classes(classes, list(self.attacks), *targets)
 
     def warn_about_square(self, accuracy: dict[str, float]) -> None:
         """The suite's own check of the accuracies (in percent): running attack by attack hides it from the suite."""
@@ -112,7 +165,3 @@ class Suite:
             checks.check_square_sr({name: value / 100 for name, value in accuracy.items()})
         for warning in caught:
             LOGGER.warning(str(warning.message))
-
-    @property
-    def _keyword_only(self) -> bool:
-        return self.package.__name__ == "pyautoattack"
