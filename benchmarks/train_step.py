@@ -119,9 +119,9 @@ class Bench:
         }
         if best.compile_for:
             alone["compile"] = ({"compile_for": best.compile_for}, {"compile_for": 0})
+        if best.cuda_graphs:
             graphs = {"compile_for": best.compile_for, "cuda_graphs": True}
-            if self.device.type == "cuda":
-                alone["compile, CUDA graphs"] = (graphs, graphs)
+            alone["compile, CUDA graphs"] = (graphs, {"cuda_graphs": False})
         for name, (on, _) in alone.items():
             rows[f"  + {name}"] = lambda on=on: self.ours(replace(PLAIN, **on), "fp32", fused=False)
         rows["  + fused SGD"] = lambda: self.ours(PLAIN, "fp32", fused=True)
@@ -129,9 +129,8 @@ class Bench:
         for precision in precisions:
             rows[f"  + {precision}"] = lambda precision=precision: self.ours(PLAIN, precision, fused=False)
         rows["all"] = lambda: self.ours(best, "fp32")
-        for name, (on, off) in alone.items():
-            sign = "-" if on != off else "+"
-            rows[f"  {sign} {name} (all)"] = lambda off=off: self.ours(replace(best, **off), "fp32")
+        for name, (_, off) in alone.items():
+            rows[f"  - {name.split(', ')[-1]} (all)"] = lambda off=off: self.ours(replace(best, **off), "fp32")
         rows["  - fused SGD (all)"] = lambda: self.ours(best, "fp32", fused=False)
         for precision in precisions:
             rows[f"all + {precision}"] = lambda precision=precision: self.ours(best, precision)

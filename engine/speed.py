@@ -23,8 +23,8 @@ class Speedups:
         fold: the attack runs on a copy of the student with BatchNorm folded into the convolutions.
         compile_for: batches of exactly this size run through torch.compile, any other (an epoch's last) eagerly, so
             that nothing is ever recompiled; 0 compiles nothing, and ANY_SIZE with a symbolic batch size.
-        cuda_graphs: the compiled attack is replayed as a CUDA graph. The benchmark's ablation alone sets it until a GPU
-            has shown that it pays.
+        cuda_graphs: everything of a step up to the gradients, attack included, is replayed as one CUDA graph, for
+            batches of the compiled size.
     """
 
     channels_last: bool = True
@@ -43,7 +43,7 @@ def best_speedups(device: torch.device, compile: str, batch_size: int) -> Speedu
         compile: ``auto`` (on CUDA only: eager is faster on a CPU), ``on`` or ``off``.
     """
     compiled = compile == "on" or (compile == "auto" and device.type == "cuda")
-    return Speedups(compile_for=batch_size if compiled else 0)
+    return Speedups(compile_for=batch_size if compiled else 0, cuda_graphs=compiled and device.type == "cuda")
 
 
 class Network:
@@ -64,12 +64,11 @@ class Network:
         self._train_forward: Callable[[Tensor], Tensor] = model
         self._attack_forward: Callable[[Tensor], Tensor] = self._folded or model
         if speedups.compile_for:
-            mode = "reduce-overhead" if speedups.cuda_graphs else "default"
             dynamic = None if speedups.compile_for == ANY_SIZE else False  # None: from the second size on
             attacked = self._folded.module if self._folded else model
             try:
                 self._train_forward = torch.compile(model, dynamic=dynamic)
-                self._attack_forward = torch.compile(attacked, dynamic=dynamic, mode=mode)
+                self._attack_forward = torch.compile(attacked, dynamic=dynamic)
             except RuntimeError as error:  # a Python or system that this PyTorch cannot compile on
                 self.run_eagerly(error)
 
@@ -85,17 +84,13 @@ class Network:
     def attack_logits(self, images: Tensor) -> Tensor:
         """Eval-mode logits (B, C), differentiable in the images; call it inside ``frozen(model)``."""
         eager = self._folded or self.model
-        if self.speedups.cuda_graphs:
-            torch.compiler.cudagraph_mark_step_begin()
         try:
-            logits = self._run(self._attack_forward, eager, images)
+            return self._run(self._attack_forward, eager, images)
         except Exception as error:  # whatever the compiler raises; eval mode changes nothing, so it can be repeated
             if self._attack_forward is eager:
                 raise
             self.run_eagerly(error)
-            logits = self._run(eager, eager, images)
-        # The next replay overwrites its outputs, and the clean logits live through the whole attack.
-        return logits.clone() if self.speedups.cuda_graphs else logits
+            return self._run(eager, eager, images)
 
     def run_eagerly(self, error: Exception) -> None:
         """Drop what was compiled, because of an error in it."""

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from attacks.awp import directions, perturbed, perturbed_weights, statistics_kept
 from attacks.pgd import AttackSpec, frozen, perturb
-from engine.speed import Network, Speedups
+from engine.graphs import Graphed
+from engine.speed import Network, Speedups, warn_once
 from losses.base import Objective
 
 Result = tuple[Tensor | None, dict[str, Tensor]]
@@ -67,6 +68,9 @@ class TrainStep:
         self.awp_gamma = awp_gamma
         self.passes = (awp_gamma > 0 and objective.awp_passes) or objective.passes
         self._unproven = bool(speedups.compile_for)
+        self._graph: Graphed | None = None
+        self._graph_is_of: object = None
+        self._gradients: list[Tensor | None] = []
 
     def __call__(self, x: Tensor, y: Tensor, start: Tensor | None, second: View | None = None) -> Result:
         """Train on one batch.
@@ -82,14 +86,54 @@ class TrainStep:
         views = [View(x, start)] + ([second] if second is not None else [])
         if self.speedups.channels_last:
             views = [replace(view, x=view.x.contiguous(memory_format=torch.channels_last)) for view in views]
-        if self._unproven and len(x) == self.speedups.compile_for:
-            return self._first_compiled(views, y)
+        if len(x) == self.speedups.compile_for:
+            if self._unproven:
+                return self._first_compiled(views, y)
+            if self.speedups.cuda_graphs and not self.awp_gamma:
+                return self._replay(views, y)
         return self._run(views, y)
 
     def _run(self, views: list[View], y: Tensor) -> Result:
-        if "adv" in self.objective.passes:
-            views = [replace(view, x_adv=self.adversarial(view.x, y, view.start)) for view in views]
+        views = self._attacked(views, y)
         return views[0].x_adv, self.update(views, y)
+
+    def _attacked(self, views: list[View], y: Tensor) -> list[View]:
+        if "adv" not in self.objective.passes:
+            return views
+        return [replace(view, x_adv=self.adversarial(view.x, y, view.start)) for view in views]
+
+    def _replay(self, views: list[View], y: Tensor) -> Result:
+        """``_run`` with everything up to the gradients in one CUDA graph, captured anew when the attack changes."""
+        images = [tensor for view in views for tensor in (view.x, view.start) if tensor is not None]
+        if self._graph_is_of != (self.attack, len(images)):
+            self._graph_is_of, self._graph = (self.attack, len(images)), None  # before the new one takes memory
+            try:
+                self._capture(views, y, images)
+            except RuntimeError as error:
+                warn_once(f"no CUDA graph ({next(iter(str(error).splitlines()), '')}): going on without it")
+                self.speedups = replace(self.speedups, cuda_graphs=False)
+        if self._graph is None:
+            return self._run(views, y)
+        outputs = self._graph(y, *images)
+        for parameter, gradient in zip(self._parameters(), self._gradients, strict=True):
+            parameter.grad = gradient  # an eager step in between has put its own there
+        self.optimizer.step()
+        return outputs.pop("x_adv", None), outputs
+
+    def _capture(self, views: list[View], y: Tensor, images: list[Tensor]) -> None:
+        def work(y: Tensor, *images: Tensor) -> dict[str, Tensor]:
+            copies = iter(images)
+            own = [replace(view, x=next(copies), start=None if view.start is None else next(copies)) for view in views]
+            own = self._attacked(own, y)
+            terms = self.gradients(own, y, [{} for _ in own])
+            self._gradients = [parameter.grad for parameter in self._parameters()]
+            return terms if own[0].x_adv is None else {**terms, "x_adv": own[0].x_adv}
+
+        self.optimizer.zero_grad(set_to_none=True)
+        self._graph = Graphed(work, [y, *images])
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _first_compiled(self, views: list[View], y: Tensor) -> Result:
         """The first compiled step; where compilation fails, the same step eagerly, and eager steps from then on."""
@@ -122,14 +166,23 @@ class TrainStep:
     def update(self, views: list[View], y: Tensor) -> dict[str, Tensor]:
         """One optimizer step on the method's outer loss, summed over the views; returns its detached terms."""
         logits: list[dict[str, Tensor]] = [{} for _ in views]
-        terms = {}
         with self._perturbation(views, y, logits) if self.awp_gamma else nullcontext():
-            self.optimizer.zero_grad(set_to_none=True)
-            for i, view in enumerate(views):
-                weighted = self.outer(self.passes, view, y, logits[i])
-                sum(weighted.values()).backward()
-                terms |= {name if i == 0 else f"{name}_view{i + 1}": term.detach() for name, term in weighted.items()}
+            terms = self.gradients(views, y, logits)
             self.optimizer.step()
+        return terms
+
+    def gradients(self, views: list[View], y: Tensor, logits: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The gradients of the outer loss, and what the objective learns from the logits; returns the detached terms.
+
+        Args:
+            logits: for each view, those of passes that need not be run; the others are added.
+        """
+        terms = {}
+        self.optimizer.zero_grad(set_to_none=True)
+        for i, view in enumerate(views):
+            weighted = self.outer(self.passes, view, y, logits[i])
+            sum(weighted.values()).backward()
+            terms |= {name if i == 0 else f"{name}_view{i + 1}": term.detach() for name, term in weighted.items()}
         with torch.no_grad():
             self.objective.observe({name: value.detach() for name, value in logits[0].items()}, y)
         return terms

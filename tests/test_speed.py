@@ -162,6 +162,73 @@ def test_compiled_step_equals_eager_and_never_recompiles(monkeypatch):
     assert len(compiled) == warm
 
 
+class NoGraph:
+    """Graphed without a GPU: captured on tensors of its own, which every call fills and reads."""
+
+    captured = 0
+
+    def __init__(self, function, inputs):
+        NoGraph.captured += 1
+        self.function, self.inputs = function, [tensor.clone() for tensor in inputs]
+
+    def __call__(self, *inputs):
+        for own, tensor in zip(self.inputs, inputs, strict=True):
+            own.copy_(tensor)
+        return self.function(*self.inputs)
+
+
+def steps(speedups, method="lbgat", device="cpu", dtype=torch.float64):
+    """Losses and final weights of six steps: the fourth is small, and the attack changes before the fifth."""
+    *nets, optimizer = nets_and_optimizer(dtype)
+    nets = [net.to(device) for net in nets]
+    optimizer = torch.optim.SGD([p for net in nets for p in net.parameters()], 0.1, momentum=0.9)
+    parameters = {"lbgat": {"beta": 6.0}, "natural": {}}[method]
+    step = TrainStep(*nets, create_objective(method, **parameters).to(device), optimizer, ATTACK, speedups=speedups)
+    losses = []
+    for i, n in enumerate((16, 16, 16, 7, 16, 16)):
+        if i == 4:
+            step.attack = AttackSpec(epsilon=0.02, step_size=0.004, num_steps=10)
+        x, y, start = (tensor.to(device) for tensor in batch(n, dtype))
+        second = View(x.flip(3), start.flip(3), weight=0.3)
+        x_adv, terms = step(x, y, start, second)
+        assert (x_adv is None) == (method == "natural")
+        losses.append({name: term.item() for name, term in terms.items()})
+    return losses, [value for net in nets for value in net.state_dict().values()]
+
+
+@pytest.mark.parametrize("method", ["lbgat", "natural"])
+def test_replayed_steps_equal_eager_ones(monkeypatch, method):
+    monkeypatch.setattr(torch, "compile", lambda f, **_: f)
+    monkeypatch.setattr("engine.step.Graphed", NoGraph)
+    NoGraph.captured = 0
+    losses, weights = steps(Speedups(compile_for=16, cuda_graphs=True), method)
+    expected_losses, expected_weights = steps(Speedups(), method)
+    assert NoGraph.captured == 2  # and once more when the attack changed
+    assert losses == expected_losses
+    assert all(torch.equal(*pair) for pair in zip(weights, expected_weights, strict=True))
+
+
+def test_failing_capture_goes_on_without_a_graph(monkeypatch, _no_warning_yet):
+    def refuse(function, inputs):
+        raise RuntimeError("operation not permitted when stream is capturing\nlong story")
+
+    monkeypatch.setattr(torch, "compile", lambda f, **_: f)
+    monkeypatch.setattr("engine.step.Graphed", refuse)
+    with pytest.warns(UserWarning, match=r"no CUDA graph \(operation not permitted when stream is capturing\)"):
+        losses, _ = steps(Speedups(compile_for=16, cuda_graphs=True))
+    assert losses == steps(Speedups())[0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: torch.cuda.is_available() is false")
+def test_replayed_steps_equal_eager_ones_on_cuda():
+    losses, weights = steps(Speedups(compile_for=16, cuda_graphs=True), device="cuda")
+    expected_losses, expected_weights = steps(Speedups(compile_for=16), device="cuda")
+    for actual, expected in zip(losses, expected_losses, strict=True):
+        assert actual == pytest.approx(expected, rel=1e-6)
+    for actual, expected in zip(weights, expected_weights, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-7)
+
+
 @pytest.fixture
 def _no_warning_yet():
     warn_once.cache_clear()
@@ -209,7 +276,8 @@ def test_best_speedups():
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert best_speedups(cpu, "auto", 128).compile_for == 0
     assert best_speedups(cpu, "on", 128).compile_for == 128
-    assert best_speedups(cuda, "auto", 128) == Speedups(compile_for=128)
+    assert best_speedups(cpu, "on", 128).cuda_graphs is False
+    assert best_speedups(cuda, "auto", 128) == Speedups(compile_for=128, cuda_graphs=True)
     assert best_speedups(cuda, "off", 128).compile_for == 0
 
 
