@@ -158,7 +158,7 @@ def _epsilons(axes: plt.Axes, curves: dict[str, list[dict[str, Any]]], norm: str
     unit = 255 if norm == "linf" else 1
     for name, curve in curves.items():
         epsilons = [unit * point["epsilon"] for point in curve]
-        axes.plot(epsilons, [point["robust_accuracy"] for point in curve], "o-", label=fill(name, 64), clip_on=False)
+        axes.plot(epsilons, [point["robust_accuracy"] for point in curve], "o-", label=fill(name, 44), clip_on=False)
     axes.set(xlabel=f"epsilon ({norm})" + ", in 1/255" * (norm == "linf"), ylabel="robust accuracy, %")
     axes.set(xlim=(0, None), ylim=(0, 100))
     axes.xaxis.get_major_locator().set_params(integer=norm == "linf")

@@ -10,15 +10,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from conftest import ROOT
+from matplotlib.text import Text
 from test_report import verdicts
 
 import eval_autoattack
-from engine import report
+from engine import plots, report
 from engine.compare import compare
 from engine.errors import UserError, run_program
 from engine.markup import Code, Picture, Table, html_page, markdown
 from engine.pages import write_pages
-from engine.plots import plot_triples
 from engine.suite import STANDARD
 
 EVIL = "<script>alert(1)</script>|`*_x_*`$&amp;"
@@ -114,8 +114,8 @@ def read(folder):
 def test_both_pages_tell_the_same_and_hold_the_same_pictures(tmp_path, num_classes):
     random = np.random.default_rng(0)
     x = random.random((2, 3, 8, 8), np.float32)
-    plot_triples(x, x + np.float32(0.1), "ab", "cd", ["apgd-ce"] * 2, tmp_path / "adversarial.png")
-    expected = result(num_classes)
+    plots.plot_triples(x, x + np.float32(0.1), "ab", "cd", ["apgd-ce"] * 2, tmp_path / "adversarial.png")
+    expected = result(num_classes, n=20 * num_classes)
     line = write_pages(tmp_path, expected)
     assert str(tmp_path / "report.html") in line and str(tmp_path / "report.md") in line
     page, text = read(tmp_path)
@@ -162,6 +162,70 @@ def test_classes_without_an_image_come_last_and_are_not_drawn(tmp_path):
     assert all(row[1:] == ["0", "–", "–"] for row in classes[-empty:]) and "–" not in classes[-empty - 1]
     assert f"Drawn are {100 - empty} of 100 classes" in read(tmp_path)[1]
     assert plt.imread(tmp_path / "classes.png").shape[0] < 0.2 * 160 * 50  # not the height of 100 classes
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn, not saved."""
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, file: drawn.append(figure))
+    yield drawn
+    plt.close("all")
+
+
+def texts(figure):
+    """Every text of a figure, of which nothing may be cut off at its edge."""
+    figure.canvas.draw()
+    box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()  # of all that is drawn
+    assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
+    return [text.get_text() for text in figure.findobj(Text) if text.get_visible()]
+
+
+LONG = "an exceedingly-long $name$ of_something that nobody should have given"
+
+
+@pytest.mark.parametrize("num_classes", [2, 10, 26, 100])
+def test_picture_of_the_classes(figures, num_classes):
+    random = np.random.default_rng(0)
+    classes = [
+        {
+            "name": f"{LONG if k % 2 else 'class'} {k}",
+            "n": 3,
+            "clean_accuracy": float(c),
+            "robust_accuracy": float(c / 2),
+        }
+        for k, c in enumerate(random.uniform(0, 100, num_classes - 1))
+    ]
+    classes.append({"name": "all", "n": 3, "clean_accuracy": 100.0, "robust_accuracy": 100.0})
+    plots.plot_classes(classes, None)
+    (figure,) = figures
+    labels = texts(figure)
+    bars = [bar.get_width() for axes in figure.axes for bar in axes.patches]
+    assert bars == [of[key] for of in classes for key in ("clean_accuracy", "robust_accuracy")]
+    assert len(figure.axes) == (1 if num_classes <= 25 else 2)
+    for of in classes:
+        assert f"{of['clean_accuracy']:.0f} / {of['robust_accuracy']:.0f}" in labels
+    assert [label for label in labels if label.startswith(("class", "an exc", "all"))] == [
+        "all" if k == num_classes - 1 else "an exceedingly-long…" if k % 2 else f"class {k}" for k in range(num_classes)
+    ]
+
+
+def test_picture_of_the_images_with_long_names(figures):
+    x = np.zeros((2, 3, 8, 8), np.float32)
+    plots.plot_triples(x, x + np.float32(0.1), ["a$", LONG], ["b", LONG], ["apgd-ce", "square"], None)
+    assert {"label: a$", "taken for b", "found by square", "difference × 5"} <= set(texts(figures[0]))
+
+
+@pytest.mark.parametrize("models", [1, 2, 9])
+def test_picture_of_several_evaluations(figures, models):
+    reports = {f"{LONG} {k}": result(n=50, clean_accuracy=100.0, robust_accuracy=40.0 + k) for k in range(models)}
+    plots.plot_comparison(reports, None)
+    labels = texts(figures[0])
+    assert labels.count("100.00") == models and all(f"{40 + k}.00" in labels for k in range(models))
+    assert [" ".join(label.split()) for label in labels].count(f"{LONG} 0") == 2  # beside its bars and in the legend
+    (curve, *others) = figures[0].axes[1].lines
+    assert len(others) == models - 1
+    np.testing.assert_allclose(curve.get_xydata(), [[0, 70], [25.5, 40], [51, 12.5]])
 
 
 def test_dev_says_that_it_is_an_upper_bound(tmp_path):
@@ -278,10 +342,16 @@ def test_compare(tmp_path):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_not_the_same_measurement_is_said(tmp_path, changes, told):
+def test_what_is_not_the_same_measurement_is_said(tmp_path, changes, told, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "plot_comparison", lambda reports, file: drawn.extend(reports))
     out = compare([str(save(tmp_path / "a")), str(save(tmp_path / "b", **changes))], tmp_path / "out")
     sentence = f"Warning: not the same measurement, these differ: {told}."
     assert sentence in out.splitlines() and sentence in (tmp_path / "out" / "compare.md").read_text()
+    if told == "epsilon":
+        assert drawn == ["a (epsilon 0.1)", "b (epsilon 8/255)"]
+    if told == "images, suite":
+        assert drawn[1] == "b (images 51, suite upper bound by AutoAttack dev: apgd-ce,apgd-t)"
 
 
 def test_evaluations_of_one_folder_have_names_of_their_own(tmp_path):
