@@ -100,7 +100,7 @@ def evaluate(config: EvalConfig, command: str, team: Team) -> None:
             result = {
                 **fingerprint,
                 "epsilon_text": report.format_epsilon(config.epsilon),
-                **report.results(suite, outcomes, labels, data.class_names, team.size),
+                **report.results(suite, outcomes, epsilons, labels, data.class_names, team.size),
                 "warnings": suite_warnings(folder / "autoattack.log"),
                 "checkpoint": config.checkpoint,
                 "hardware": describe(device),

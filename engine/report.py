@@ -164,23 +164,53 @@ def throughput(
     return {name: n * processes / seconds[name] if n and seconds[name] else None for name, n in given.items()}
 
 
+def figures(suite: Suite, outcomes: Outcomes, epsilon: int) -> dict[str, Any]:
+    """The accuracies at one epsilon, given by its index."""
+    accuracies = outcomes.accuracies(suite.attacks, epsilon)
+    return {
+        "clean_accuracy": accuracies.pop("clean"),
+        "accuracy_after": accuracies,
+        "robust_accuracy": accuracies[suite.attacks[-1]],
+    }
+
+
+def curve(suite: Suite, outcomes: Outcomes, epsilons: Sequence[float]) -> list[dict[str, Any]]:
+    """The accuracies at every epsilon, ascending; epsilons are given in the order of the outcomes."""
+    return [
+        {
+            "epsilon": epsilon,
+            "epsilon_text": format_epsilon(epsilon),
+            **figures(suite, outcomes, index),
+            "seconds": float(outcomes.seconds[index].sum()),
+        }
+        for epsilon, index in sorted(zip(epsilons, range(len(epsilons)), strict=True))
+    ]
+
+
 def results(
-    suite: Suite, outcomes: Outcomes, labels: np.ndarray, class_names: Sequence[str], processes: int = 1
+    suite: Suite,
+    outcomes: Outcomes,
+    epsilons: Sequence[float],
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    processes: int = 1,
 ) -> dict[str, Any]:
-    """The measured part of ``autoattack.json``; labels are (N,), of the attacked images."""
-    accuracies = outcomes.accuracies(suite.attacks)
+    """The measured part of ``autoattack.json``: at the first epsilon, and a curve if there are more.
+
+    Args:
+        labels: (N,), of the attacked images.
+    """
     seconds = dict(zip(("clean", *suite.attacks), outcomes.seconds[0].sum(0).tolist(), strict=True))
     seconds["total"] = sum(seconds.values())
     names = [name.replace("_", " ") for name in class_names]
     return {
         "units": UNITS,
         "claim": claim(suite.version),
-        "clean_accuracy": accuracies["clean"],
-        "accuracy_after": {name: accuracies[name] for name in suite.attacks},
-        "robust_accuracy": accuracies[suite.attacks[-1]],
+        **figures(suite, outcomes, 0),
         "seconds": seconds,
         "throughput": throughput(suite.attacks, outcomes.broken_by[0], seconds, processes),
         "per_class": per_class(names, labels, outcomes.clean_prediction, outcomes.robust[0]),
+        **({"curve": curve(suite, outcomes, epsilons)} if len(epsilons) > 1 else {}),
     }
 
 

@@ -9,7 +9,8 @@ import pytest
 from pyautoattack import checks
 
 from engine import report
-from engine.suite import LOGGER, STANDARD
+from engine.outcomes import Outcomes
+from engine.suite import LOGGER, STANDARD, Suite
 from engine.suite_log import suite_log, suite_warnings
 
 
@@ -41,6 +42,33 @@ def test_per_class_against_a_loop(num_classes, n):
     if num_classes == 100:
         assert min(of["n"] for of in got) == 0  # the case was met
     json.dumps(got)
+
+
+def test_curve_against_a_loop():
+    """The headline is the first of the outcomes' epsilons, and stands in its place in the curve."""
+    epsilons, n, random = (0.1, 0, 8 / 255), 40, np.random.default_rng(0)
+    outcomes = Outcomes.empty(np.zeros((n, 2, 2, 3), np.uint8), 16, len(STANDARD), len(epsilons))
+    outcomes.broken_by[:] = random.choice(["", "clean", *STANDARD], (3, n))
+    outcomes.seconds[:] = random.random(outcomes.seconds.shape)
+    labels = np.zeros(n, np.int64)
+    suite = Suite(None, STANDARD, "linf", 0.1, 1, "standard", 16)
+    results = report.results(suite, outcomes, epsilons, labels, ["a_b"])
+    assert [point["epsilon_text"] for point in results["curve"]] == ["0", "8/255", "0.1"]
+    for point, index in zip(results["curve"], (1, 2, 0), strict=True):
+        assert point["epsilon"] == epsilons[index]
+        left = [by for by in outcomes.broken_by[index] if by != "clean"]
+        assert point["clean_accuracy"] == 100 * len(left) / n
+        for name in STANDARD:
+            left = [by for by in left if by != name]
+            assert point["accuracy_after"][name] == 100 * len(left) / n
+        assert point["robust_accuracy"] == 100 * len(left) / n
+        assert point["seconds"] == pytest.approx(sum(outcomes.seconds[index].flatten().tolist()))
+    for key in ("clean_accuracy", "accuracy_after", "robust_accuracy"):
+        assert results[key] == results["curve"][2][key]
+    assert results["seconds"]["total"] == pytest.approx(results["curve"][2]["seconds"])
+    assert results["per_class"][0]["name"] == "a b"
+    assert "curve" not in report.results(suite, outcomes, epsilons[:1], labels, ["a_b"])
+    json.dumps(results)
 
 
 def test_throughput_counts_the_images_that_each_attack_was_given():
