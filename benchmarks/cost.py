@@ -24,8 +24,8 @@ from losses import create_objective
 from models import create_model
 
 IMAGES = {"cifar10": (50_000, 10, 32), "cifar100": (50_000, 100, 32), "digits": (1_437, 10, 16)}
-# Assumed rates of a whole step on one H100; the peaks are 67 and 989 TFLOP/s.
-H100_TFLOPS = {"fp32": 40.0, "bf16": 150.0}
+# Of a whole LBGAT6 step in bf16 on one H100, batch 128 (results/train-step-h100). A wide network is like WRN-34-10.
+H100_TFLOPS = {"WRN-34-10": 369, "ResNet-18": 213}
 
 
 class FlopCounter(TorchDispatchMode):
@@ -67,11 +67,11 @@ def cost(config: TrainConfig, gflop: int | None = None) -> str:
     """One line: GFLOP per image (counted unless given), and the hours that training is estimated to take, without the
     evaluations."""
     gflop = gflop or round(step_gflop(config))
-    seconds = {p: IMAGES[config.dataset][0] * config.epochs * gflop / 1e3 / rate for p, rate in H100_TFLOPS.items()}
+    like = "WRN-34-10" if config.student.startswith("wrn") else "ResNet-18"
+    hours = IMAGES[config.dataset][0] * config.epochs * gflop / H100_TFLOPS[like] / 3.6e6
     return (
-        f"{gflop} GFLOP per image; on one H100 an estimated {seconds['fp32'] / 3600:.1f} hours in fp32, "
-        f"{seconds['bf16'] / 3600:.1f} in bf16 (assumed, not measured: {H100_TFLOPS['fp32']:.0f} and "
-        f"{H100_TFLOPS['bf16']:.0f} TFLOP/s)"
+        f"{gflop} GFLOP per image; in bf16 on one H100 an estimated {hours:.1f} hours "
+        f"(at the {H100_TFLOPS[like]} TFLOP/s measured for an LBGAT6 step of {like})"
     )
 
 

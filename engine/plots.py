@@ -47,6 +47,9 @@ def plot_curves(metrics: list[dict[str, Any]], path: Path) -> None:
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
+    for axes in (losses, rates):
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
     losses.legend(fontsize="small")
     accuracies.legend(fontsize="small", loc="best")
     figure.savefig(path, dpi=110)

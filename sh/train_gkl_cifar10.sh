@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # GKL-AT (Cui et al., 2025): CIFAR-10, WRN-34-10. Settings: the authors' published training program.
 # Published: no AutoAttack figure of this method, network and data set is in results/published.csv.
-# Cost: 306 GFLOP per image; on one H100 an estimated 21.2 hours in fp32, 5.7 in bf16 (assumed, not measured: 40 and 150 TFLOP/s).
+# Cost: 306 GFLOP per image; in bf16 on one H100 an estimated 2.3 hours (at the 369 TFLOP/s measured for an LBGAT6 step of WRN-34-10).
 # Further flags are passed on and win: train_gkl_cifar10.sh --seed 2 --mark gkl-cifar10-wrn34-10-seed2
 
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt

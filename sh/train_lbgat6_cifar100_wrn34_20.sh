@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # LBGAT6 (Cui et al., ICCV 2021): CIFAR-100, WRN-34-20. Settings: the authors' published training program.
 # Published: 62.55 clean, 30.20 under AutoAttack at epsilon 0.031 (LBGAT, ICCV 2021, and RobustBench).
-# Cost: 1446 GFLOP per image; on one H100 an estimated 50.2 hours in fp32, 13.4 in bf16 (assumed, not measured: 40 and 150 TFLOP/s).
+# Cost: 1446 GFLOP per image; in bf16 on one H100 an estimated 5.4 hours (at the 369 TFLOP/s measured for an LBGAT6 step of WRN-34-10).
 # The published weights are of epoch 91 or 92, just after the second decay: student-epoch091.pt is kept for that.
 # Further flags are passed on and win: train_lbgat6_cifar100_wrn34_20.sh --seed 2 --mark lbgat6-cifar100-wrn34-20-seed2
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # LBGAT-AWP (figures: LBGAT's README): CIFAR-100, WRN-34-10. Settings: a RECONSTRUCTION.
 # Published: 62.31 clean, 30.44 under AutoAttack at epsilon 8/255 (LBGAT README).
-# Cost: 450 GFLOP per image; on one H100 an estimated 31.2 hours in fp32, 8.3 in bf16 (assumed, not measured: 40 and 150 TFLOP/s).
+# Cost: 450 GFLOP per image; in bf16 on one H100 an estimated 3.4 hours (at the 369 TFLOP/s measured for an LBGAT6 step of WRN-34-10).
 # The authors published figures for CIFAR-100 but no training program: these are TRADES-AWP's settings, put to
 # LBGAT6. The guide is not perturbed.
 # Further flags are passed on and win: train_lbgat_awp_cifar100.sh --seed 2 --mark lbgat-awp-reconstruction-cifar100-wrn34-10-seed2

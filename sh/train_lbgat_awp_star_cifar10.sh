@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # LBGAT-AWP* (figures: LBGAT's README): CIFAR-10, WRN-34-10. Settings: a RECONSTRUCTION.
 # Published: no AutoAttack figure of this method, network and data set is in results/published.csv.
-# Cost: 317 GFLOP per image; on one H100 an estimated 22.0 hours in fp32, 5.9 in bf16 (assumed, not measured: 40 and 150 TFLOP/s).
+# Cost: 317 GFLOP per image; in bf16 on one H100 an estimated 2.4 hours (at the 369 TFLOP/s measured for an LBGAT6 step of WRN-34-10).
 # The authors published figures for CIFAR-100 but no training program: beta, schedule, epsilon ramp and averaging
 # are inferred, the attack's steps are IKL-AT's. The guide is not perturbed.
 # Further flags are passed on and win: train_lbgat_awp_star_cifar10.sh --seed 2 --mark lbgat-awp-star-reconstruction-cifar10-wrn34-10-seed2

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # LBGAT-AWP* (figures: LBGAT's README): CIFAR-100, WRN-34-10. Settings: a RECONSTRUCTION.
 # Published: 62.99 clean, 31.20 under AutoAttack at epsilon 8/255 (LBGAT README and RobustBench).
-# Cost: 317 GFLOP per image; on one H100 an estimated 22.0 hours in fp32, 5.9 in bf16 (assumed, not measured: 40 and 150 TFLOP/s).
+# Cost: 317 GFLOP per image; in bf16 on one H100 an estimated 2.4 hours (at the 369 TFLOP/s measured for an LBGAT6 step of WRN-34-10).
 # The authors published figures for CIFAR-100 but no training program: beta, schedule, epsilon ramp and averaging
 # are inferred, the attack's steps are IKL-AT's. The guide is not perturbed.
 # Further flags are passed on and win: train_lbgat_awp_star_cifar100.sh --seed 2 --mark lbgat-awp-star-reconstruction-cifar100-wrn34-10-seed2

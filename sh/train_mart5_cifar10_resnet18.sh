@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # MART (Wang et al., ICLR 2020): CIFAR-10, ResNet-18. Settings: the authors' published training program.
 # Published: no AutoAttack figure of this method, network and data set is in results/published.csv.
-# Cost: 29 GFLOP per image; on one H100 an estimated 1.2 hours in fp32, 0.3 in bf16 (assumed, not measured: 40 and 150 TFLOP/s).
+# Cost: 29 GFLOP per image; in bf16 on one H100 an estimated 0.2 hours (at the 213 TFLOP/s measured for an LBGAT6 step of ResNet-18).
 # Further flags are passed on and win: train_mart5_cifar10_resnet18.sh --seed 2 --mark mart5-cifar10-resnet18-seed2
 
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt

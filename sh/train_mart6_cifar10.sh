@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # MART (Wang et al., ICLR 2020): CIFAR-10, WRN-34-10. Settings: the authors' published training program.
 # Published: no AutoAttack figure of this method, network and data set is in results/published.csv.
-# Cost: 346 GFLOP per image; on one H100 an estimated 10.8 hours in fp32, 2.9 in bf16 (assumed, not measured: 40 and 150 TFLOP/s).
+# Cost: 346 GFLOP per image; in bf16 on one H100 an estimated 1.2 hours (at the 369 TFLOP/s measured for an LBGAT6 step of WRN-34-10).
 # Further flags are passed on and win: train_mart6_cifar10.sh --seed 2 --mark mart6-cifar10-wrn34-10-seed2
 
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # TRADES-AWP (Wu et al., NeurIPS 2020): CIFAR-10, WRN-34-10. Settings: the authors' published training program.
 # Published: 85.36 clean, 56.17 under AutoAttack at epsilon 8/255 (Wu et al. 2020 and RobustBench).
-# Cost: 439 GFLOP per image; on one H100 an estimated 30.5 hours in fp32, 8.1 in bf16 (assumed, not measured: 40 and 150 TFLOP/s).
+# Cost: 439 GFLOP per image; in bf16 on one H100 an estimated 3.3 hours (at the 369 TFLOP/s measured for an LBGAT6 step of WRN-34-10).
 # Further flags are passed on and win: train_trades6_awp_cifar10.sh --seed 2 --mark trades6-awp-cifar10-wrn34-10-seed2
 
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt

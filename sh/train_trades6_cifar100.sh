@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # TRADES6 (Zhang et al., ICML 2019): CIFAR-100, WRN-34-10. Settings: the authors' published training program.
 # Published: 56.50 clean, 26.87 under AutoAttack at epsilon 0.031 (Zhang et al. 2019 as run by LBGAT).
-# Cost: 373 GFLOP per image; on one H100 an estimated 9.8 hours in fp32, 2.6 in bf16 (assumed, not measured: 40 and 150 TFLOP/s).
+# Cost: 373 GFLOP per image; in bf16 on one H100 an estimated 1.1 hours (at the 369 TFLOP/s measured for an LBGAT6 step of WRN-34-10).
 # 76 epochs; the decays at 90 and 100 take effect with --epochs 100.
 # Further flags are passed on and win: train_trades6_cifar100.sh --seed 2 --mark trades6-cifar100-wrn34-10-seed2
 
