@@ -5,121 +5,148 @@ On several GPUs: ``torchrun --nproc-per-node=K eval_autoattack.py --checkpoint F
 """
 
 import shlex
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
+from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
+
+import torch
 
 from datasets import Dataset
+from datasets.loader import to_device, to_float
 from engine import autoattack, report
 from engine.checkpoint import file_hash
 from engine.command_line import parse_eval
 from engine.compare import compare
 from engine.config import EvalConfig
-from engine.device import choose_device, describe, set_precision
-from engine.distributed import Team
+from engine.device import choose_device, describe
+from engine.distributed import Team, ending_together
 from engine.errors import ensure_writable, run_program
-from engine.outcomes import NUM_SHOWN, Outcomes, resume, state_files, state_path
+from engine.export import check_destinations, export_robustbench, save_adversarial
+from engine.masking import cross_checks
+from engine.outcomes import NUM_SHOWN, Outcomes
 from engine.pages import write_pages
-from engine.subject import load_data, load_network, run_name
+from engine.queries import Queries, fastest_batch
+from engine.resume import interrupted_batch_size, only_evaluation, resume, state_files, state_path
+from engine.subject import Subject, load_data, load_network, run_name
 from engine.suite import LOGGER, Suite, check_classes, choose_attacks, find_package
-from engine.suite_log import suite_log, suite_warnings
-
-
-@contextmanager
-def ending_together(team: Team) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the program with one line and status 130 or 143; of a team, one process tells why."""
-
-    def stop(number: int, frame: object) -> NoReturn:
-        raise KeyboardInterrupt(number)
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        if team.first_to_end():
-            print("stopped: finished attacks are kept, and the same command goes on with the others", file=sys.stderr)
-        raise SystemExit(128 + interrupt.args[0]) from None
-    except Exception:
-        if team.first_to_end():
-            raise
-        raise SystemExit(1) from None
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+from engine.suite_log import of_each_kind, suite_log
 
 
 def evaluate(config: EvalConfig, command: str, team: Team) -> None:
     """Attack the checkpoint, together with the other processes; rank 0 writes and prints what came of it."""
     attacks = choose_attacks(config.version, config.attacks)
-    device = choose_device(config.device)
-    set_precision("fp32", device)
+    device = choose_device(team.device(config.device))
     package = find_package()
     subject = load_network(config)
     data = load_data(config, subject)
     check_classes(attacks, data.num_classes)
+    check_destinations(config, subject.name)
     folder = Path(config.log_dir) / run_name(config)
     ensure_writable(folder, "--log-dir")
-    n = min(config.n_examples or len(data.y_test), len(data.y_test))
-    images, labels = data.x_test[:n], data.y_test[:n]
+    log = folder / "autoattack.log"
     epsilons = (config.epsilon, *(epsilon for epsilon in config.epsilons if epsilon != config.epsilon))
-    queries = subject.model.to(device).eval().requires_grad_(False)
-    suite = Suite(
-        package=package,
-        attacks=attacks,
-        norm=config.norm,
-        epsilon=config.epsilon,
-        seed=config.seed,
-        version=config.version,
-        batch_size=config.batch_size,
-        device=device,
-        log_path=str(folder / "autoattack.log"),
-    )
-    fingerprint = report.fingerprint(suite, file_hash(config.checkpoint), subject.name, data, n)
-    fingerprint |= {"epsilons": list(epsilons), "precision": config.precision}
-    state = {**fingerprint, "save_adv": bool(config.save_adv)}
-    outcomes = resume(folder, state, team)
-    if team.rank == 0:
-        report.keep_earlier(folder, fingerprint)
-    with suite_log(folder / "autoattack.log", outcomes is not None) if team.rank == 0 else nullcontext():
-        LOGGER.info(f"{command} on {describe(device)}")
-        LOGGER.info("each attack gets what the ones before left robust: the suite's accuracies are of these")
+    with only_evaluation(folder) if team.rank == 0 else nullcontext():
+        queries = Queries(subject.model, device, config.precision, config.compile)
+        suite = Suite(
+            package=package,
+            attacks=attacks,
+            norm=config.norm,
+            epsilon=config.epsilon,
+            seed=config.seed,
+            version=config.version,
+            batch_size=config.batch_size or choose_batch_size(queries, data, folder, team),
+            device=device,
+            log_path=str(log),
+        )
+        sha256 = file_hash(config.checkpoint)
+        fingerprint = report.fingerprint(suite, epsilons, config.precision, sha256, subject.name, data)
+        state = {**fingerprint, "save_adv": bool(config.save_adv)}
+        outcomes = resume(folder, state, team)
+        resumed = outcomes is not None
         if outcomes is None:
-            keep = n if config.save_adv else NUM_SHOWN
-            outcomes = Outcomes.empty(images, suite.batch_size, len(attacks), len(epsilons), keep)
-        else:
-            finished, jobs = outcomes.progress.size - len(outcomes.unfinished), outcomes.progress.size
-            LOGGER.info(f"going on in {folder}: {finished} of {jobs} chunks are finished")
-        save = partial(outcomes.save, state_path(folder, team.rank), state)
-        autoattack.evaluate(queries, suite, epsilons, images, labels, outcomes, save, team)
+            keep = len(data.y_test) if config.save_adv else NUM_SHOWN
+            outcomes = Outcomes.empty(data.x_test, suite.batch_size, len(attacks), len(epsilons), keep)
         if team.rank == 0:
-            result = {
-                **fingerprint,
-                "epsilon_text": report.format_epsilon(config.epsilon),
-                **report.results(suite, outcomes, epsilons, labels, data.class_names, team.size),
-                "warnings": suite_warnings(folder / "autoattack.log"),
-                "checkpoint": config.checkpoint,
-                "hardware": describe(device),
-                "processes": team.size,
-                "command": command,
-                "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            }
-            finish(config, folder, result, outcomes, data)
-    team.broadcast(None)  # rank 0 has written the report
-    for path in state_files(folder):
-        path.unlink(missing_ok=True)
+            report.keep_earlier(folder, fingerprint)
+            print_notices(config, subject, outcomes, team)
+        with suite_log(log if team.rank == 0 else None, resumed, outcomes.warn):
+            LOGGER.info(f"{command} on {describe(device)}")
+            LOGGER.info("each attack gets what the ones before left robust: the suite's accuracies are of these")
+            if resumed:
+                LOGGER.info(f"going on: {outcomes.finished} of {outcomes.progress.size} chunks are finished")
+            save = partial(outcomes.save, state_path(folder, team.rank), state)
+            autoattack.evaluate(queries, suite, epsilons, data, outcomes, save, team)
+            if team.rank == 0:
+                facts = {**fingerprint, "processes": team.size, "command": command}
+                finish(config, facts, folder, subject, queries, suite, data, outcomes)
+        team.broadcast(None)  # rank 0 has written everything
+        for path in state_files(folder):
+            path.unlink(missing_ok=True)
 
 
-def finish(config: EvalConfig, folder: Path, result: dict[str, Any], outcomes: Outcomes, data: Dataset) -> None:
-    """Write the report, and print the table, what lies where, and the verdict in the last line."""
-    report.write_report(folder, result, outcomes, data.y_test[: result["n"]])
+def choose_batch_size(queries: Queries, data: Dataset, folder: Path, team: Team) -> int:
+    """What an interrupted evaluation took, else what is fastest on rank 0's device."""
+    begun = interrupted_batch_size(folder, team)
+    if begun is not None:
+        return begun
+    height, width, channels = data.x_test.shape[1:]
+    return team.broadcast(fastest_batch(queries, (channels, height, width)) if team.rank == 0 else 0)
+
+
+def print_notices(config: EvalConfig, subject: Subject, outcomes: Outcomes, team: Team) -> None:
+    """A line about each setting that may not be what was meant."""
+    here = f"epsilon {report.format_epsilon(config.epsilon)} in {config.norm}"
+    if subject.run.get("method") != "natural" and {"norm", "epsilon"} <= subject.run.keys():
+        trained = f"epsilon {report.format_epsilon(subject.run['epsilon'])} in {subject.run['norm']}"
+        if trained != here:
+            print(f"notice: the network was trained at {trained} and is attacked at {here}", file=sys.stderr)
+    jobs = outcomes.progress.size
+    if jobs < team.size:
+        idle = f"{team.size - jobs} of {team.size} processes have nothing to do"
+        print(f"notice: {idle}, since there are {jobs} chunks: pass a smaller --batch-size", file=sys.stderr)
+
+
+def finish(
+    config: EvalConfig,
+    facts: dict[str, Any],
+    folder: Path,
+    subject: Subject,
+    queries: Queries,
+    suite: Suite,
+    data: Dataset,
+    outcomes: Outcomes,
+) -> None:
+    """Write the report and what leaves the house, and print what lies where; the verdict is the last line."""
+    result = {
+        **facts,
+        "epsilon_text": report.format_epsilon(suite.epsilon),
+        **report.results(suite, outcomes, facts["epsilons"], data.y_test, data.class_names, facts["processes"]),
+        "checkpoint": config.checkpoint,
+        "hardware": describe(suite.device),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    lines = []
+    if config.cross_checks:
+        pixels, y = to_device(data.x_test[: config.cross_checks], data.y_test[: config.cross_checks], suite.device)
+        robust = torch.from_numpy(outcomes.robust[0, : config.cross_checks]).to(suite.device)
+        checks = cross_checks(queries, suite, to_float(pixels), y, robust)
+        result["checks"] = [asdict(check) for check in checks]
+        lines += [f"{'pass' if check.passed else 'FAIL'}  {check.name}: {check.detail}" for check in checks]
+    result["warnings"] = of_each_kind(outcomes.warnings)
+    report.write_report(folder, result, outcomes, data.y_test)
+    lines += [report.draw(folder, outcomes, data), write_pages(folder, result)]
+    if config.save_adv:
+        path, x_adv = Path(config.save_adv), outcomes.x_adv(data.x_test)
+        taken_for = outcomes.adversarial_prediction[0]
+        lines.append(save_adversarial(path, queries, suite, x_adv, data.x_test, data.y_test, taken_for))
+    if config.export:
+        lines.append(export_robustbench(Path(config.export[1]), folder.name, subject, result))
     LOGGER.info(report.last_line(result))
-    print(report.table(result), report.draw(folder, outcomes, data), write_pages(folder, result), sep="\n")
-    print(report.last_line(result))
+    print(report.table(result), *lines, report.last_line(result), sep="\n")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -129,8 +156,8 @@ def main(argv: list[str] | None = None) -> None:
         config = parse_eval(argv)
         if config.compare:
             print(compare(config.compare, Path(config.log_dir)))
-            return
-        evaluate(config, shlex.join(["python", "eval_autoattack.py", *argv]), team)
+        else:
+            evaluate(config, shlex.join([*team.launcher, "eval_autoattack.py", *argv]), team)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from datasets import Dataset
 from datasets.loader import to_device, to_float
 from engine.distributed import Team
 from engine.errors import UserError
@@ -66,8 +67,7 @@ def evaluate(
     queries: nn.Module,
     suite: Suite,
     epsilons: tuple[float, ...],
-    images: np.ndarray,
-    labels: np.ndarray,
+    data: Dataset,
     outcomes: Outcomes,
     save: Callable[[], None],
     team: Team,
@@ -77,7 +77,7 @@ def evaluate(
     Args:
         queries: images -> logits, as for ``attack_chunk``.
         epsilons: radii in [0, 1], in the order of the outcomes.
-        images: (N, H, W, 3) uint8; labels: (N,).
+        data: its test images are attacked.
         outcomes: empty, or what an interrupted evaluation left, to go on with.
         save: keeps the outcomes on disk; called after every step.
         team: the processes that share the jobs; rank 0 comes back with the outcomes of all.
@@ -91,7 +91,7 @@ def evaluate(
             _restore(bar, outcomes, team)
         for epsilon, chunk in team.share(jobs):
             part, done = outcomes.part(chunk), int(outcomes.progress[epsilon, chunk])
-            pixels, y = to_device(images[part], labels[part], suite.device)
+            pixels, y = to_device(data.x_test[part], data.y_test[part], suite.device)
             prediction = torch.from_numpy(outcomes.adversarial_prediction[epsilon, part]).to(suite.device)
             at_epsilon = replace(suite, epsilon=epsilons[epsilon])
             try:
@@ -103,11 +103,16 @@ def evaluate(
                 raise UserError(
                     f"--batch-size {suite.batch_size} does not fit into the device's memory: pass less"
                 ) from error
-            LOGGER.info(
-                f"epsilon {at_epsilon.epsilon:.4g}, images {part.start} to {part.stop - 1}; all so far: {so_far}"
-            )
+            where = f"epsilon {at_epsilon.epsilon:.4g}, images {part.start} to {part.stop - 1}"
+            LOGGER.info(f"{where} are finished; of all so far: {so_far}")
+    told = set(outcomes.warnings)
     for theirs in team.gather(outcomes)[1:]:
         outcomes.merge(theirs)
+    for message in sorted(set(outcomes.warnings) - told):
+        LOGGER.warning(message)
+    if team.rank == 0:
+        for epsilon in range(len(epsilons)):
+            suite.warn_about_square(outcomes.accuracies(suite.attacks, epsilon))
 
 
 def _restore(bar: tqdm, outcomes: Outcomes, team: Team) -> None:
@@ -132,5 +137,5 @@ def _advance(bar: tqdm, team: Team, epsilon: int, step: Step) -> str:
     attacked = team.add("img·attack", 0 if clean else n)
     so_far = f"clean {100 * right / max(met, 1):.2f}%, robust {100 * robust / max(met, 1):.2f}% after {step.name}"
     bar.set_postfix_str(so_far, refresh=False)
-    bar.update(attacked - getattr(bar, "n", 0))
+    bar.update(attacked - bar.n)
     return so_far

@@ -23,6 +23,8 @@ def choose_device(name: str) -> torch.device:
             f"--device {name}: this machine or this PyTorch has no such CUDA device; use --device cpu or auto"
         )
     if device.type == "cuda":
+        if device.index is not None:
+            torch.cuda.set_device(device)  # for whatever asks for no device in particular
         torch.backends.cudnn.benchmark = True  # the shapes stay the same: let cuDNN time its algorithms once
     return device
 

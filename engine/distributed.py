@@ -6,11 +6,16 @@ slowest, and waiting for one another leaves every process free to hear a signal.
 
 import os
 import pickle
+import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
+
+import torch
 
 T = TypeVar("T")
 PIECE = 1 << 20  # the store takes no value above 8 MB
@@ -40,6 +45,20 @@ class Team:
 
         store, rank, size = next(rendezvous("env://", timeout=timedelta(minutes=10)))
         return cls(rank, size, int(os.environ.get("LOCAL_RANK", "0")), store)
+
+    @property
+    def launcher(self) -> list[str]:
+        """What stood before the program's name on the command line."""
+        if self.size == 1:
+            return ["python"]
+        nodes, local = os.environ.get("GROUP_WORLD_SIZE", "1"), os.environ.get("LOCAL_WORLD_SIZE", str(self.size))
+        return ["torchrun", *([] if nodes == "1" else [f"--nnodes={nodes}"]), f"--nproc-per-node={local}"]
+
+    def device(self, name: str) -> str:
+        """Where this process is to compute: ``auto`` and ``cuda`` give each on a machine the next of its GPUs."""
+        if self.size > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
+            return f"cuda:{self.local_rank % torch.cuda.device_count()}"
+        return name
 
     def add(self, counter: str, amount: int) -> int:
         """Count together with all others; returns the sum so far."""
@@ -91,3 +110,26 @@ class Team:
             time.sleep(SECONDS_BETWEEN_LOOKS)
         pieces = range(0, int(self._store.get(key)), PIECE)
         return pickle.loads(b"".join(self._store.get(f"{key}: {start}") for start in pieces))
+
+
+@contextmanager
+def ending_together(team: Team) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the program with one line and status 130 or 143; of a team, one process tells why."""
+
+    def stop(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt(number)
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        if team.first_to_end():
+            print("stopped: finished attacks are kept, and the same command goes on with the others", file=sys.stderr)
+        raise SystemExit(128 + interrupt.args[0]) from None
+    except Exception:
+        if team.first_to_end():
+            raise
+        raise SystemExit(1) from None
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from engine.checkpoint import write_atomically
-from engine.distributed import Team
 from engine.errors import UserError
 
 NUM_SHOWN = 5  # broken images that are kept for the picture
+MEND = "delete it to start afresh, or use another --mark"
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Outcomes:
             epsilon broke, and what they were turned into.
         keep: the largest K.
         batch_size: images in a chunk; the last chunk may have fewer.
+        warnings: (W,) str, what the suite warned of, sorted, each once.
     """
 
     clean_prediction: np.ndarray
@@ -57,6 +58,7 @@ class Outcomes:
     kept_x_adv: np.ndarray
     keep: int
     batch_size: int
+    warnings: np.ndarray
 
     @classmethod
     def empty(
@@ -75,12 +77,18 @@ class Outcomes:
             kept_x_adv=np.zeros((0, channels, height, width), np.float32),
             keep=keep,
             batch_size=batch_size,
+            warnings=np.zeros(0, "U1"),
         )
 
     @property
     def robust(self) -> np.ndarray:
         """(E, N) bool."""
         return self.broken_by == ""
+
+    @property
+    def finished(self) -> int:
+        """How many jobs are done."""
+        return int((self.progress == self.seconds.shape[-1]).sum())
 
     @property
     def unfinished(self) -> np.ndarray:
@@ -147,6 +155,12 @@ class Outcomes:
             for mine, theirs in ((self.seconds, other.seconds), (self.progress, other.progress)):
                 mine[epsilon, chunk] = theirs[epsilon, chunk]
         self._keep(other.kept_index, other.kept_x_adv)
+        for message in other.warnings:
+            self.warn(message)
+
+    def warn(self, message: str) -> None:
+        """Take in a warning of the suite."""
+        self.warnings = np.unique([*self.warnings, message])
 
     def _keep(self, index: np.ndarray, x_adv: np.ndarray) -> None:
         index, x_adv = np.concatenate([self.kept_index, index]), np.concatenate([self.kept_x_adv, x_adv])
@@ -163,46 +177,25 @@ class Outcomes:
         Raises:
             UserError: the file is damaged, or of an evaluation with another fingerprint.
         """
-        mend = "delete it to start afresh, or use another --mark"
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                theirs = json.loads(str(file["fingerprint"]))
-                outcomes = cls(**{field.name: file[field.name][()] for field in fields(cls)})
-        except (zipfile.BadZipFile, ValueError, EOFError, LookupError, AttributeError) as error:
-            raise UserError(f"{path} is damaged and cannot be gone on with: {mend}") from error
+        theirs, outcomes = read_state(path)
         differ = [
             f"{key} {_short(theirs.get(key))} there and {_short(value)} here"
             for key, value in fingerprint.items()
             if theirs.get(key) != value
         ]
         if differ:
-            raise UserError(f"{path} is of another, unfinished evaluation ({'; '.join(differ)}): {mend}")
+            raise UserError(f"{path} is of another, unfinished evaluation ({'; '.join(differ)}): {MEND}")
         return outcomes
 
 
-def state_path(folder: Path, rank: int) -> Path:
-    """Where a process keeps its outcomes."""
-    return folder / f"autoattack.state{f'-{rank}' if rank else ''}.npz"
-
-
-def state_files(folder: Path) -> list[Path]:
-    """What the processes of an interrupted evaluation, however many they were, left on this machine."""
-    return sorted(folder.glob("autoattack.state*.npz"))
-
-
-def resume(folder: Path, fingerprint: dict[str, Any], team: Team) -> Outcomes | None:
-    """The outcomes of all processes of an interrupted evaluation; None if there was none.
-
-    Raises:
-        UserError: a state file is damaged, or of an evaluation with another fingerprint.
-    """
-    paths = state_files(folder) if team.local_rank == 0 else []
-    found = [
-        outcomes for left in team.gather([Outcomes.load(path, fingerprint) for path in paths]) for outcomes in left
-    ]
-    for other in found[1:]:
-        found[0].merge(other)
-    return team.broadcast(found[0] if found else None)
+def read_state(path: Path) -> tuple[dict[str, Any], Outcomes]:
+    """Raises: UserError: the file is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            outcomes = Outcomes(**{field.name: file[field.name][()] for field in fields(Outcomes)})
+            return json.loads(str(file["fingerprint"])), outcomes
+    except (zipfile.BadZipFile, ValueError, EOFError, LookupError, AttributeError) as error:
+        raise UserError(f"{path} is damaged and cannot be gone on with: {MEND}") from error
 
 
 def _short(value: Any) -> str:

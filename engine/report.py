@@ -46,23 +46,27 @@ def package_versions(suite: Suite) -> dict[str, str]:
     return versions
 
 
-def fingerprint(suite: Suite, checkpoint_sha256: str, model: str, data: Dataset, n: int) -> dict[str, Any]:
+def fingerprint(
+    suite: Suite, epsilons: tuple[float, ...], precision: str, checkpoint_sha256: str, model: str, data: Dataset
+) -> dict[str, Any]:
     """Everything that the verdicts depend on: an evaluation goes on only where all of it is the same."""
-    pixels = np.ascontiguousarray(data.x_test[:n])
+    pixels = np.ascontiguousarray(data.x_test)
     return {
         "checkpoint_sha256": checkpoint_sha256,
         "model": model,
         "num_classes": data.num_classes,
         "dataset": data.name,
         "split": "test",
-        "n": n,
-        "data_sha256": hashlib.sha256(pixels.tobytes() + data.y_test[:n].astype(np.int64).tobytes()).hexdigest(),
+        "n": len(data.y_test),
+        "data_sha256": hashlib.sha256(pixels.tobytes() + data.y_test.astype(np.int64).tobytes()).hexdigest(),
         "norm": suite.norm,
         "epsilon": suite.epsilon,
+        "epsilons": list(epsilons),
         "version": suite.version,
         "attacks": list(suite.attacks),
         "seed": suite.seed,
         "batch_size": suite.batch_size,
+        "precision": precision,
         "versions": package_versions(suite),
     }
 

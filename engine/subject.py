@@ -1,7 +1,7 @@
 """What an evaluation is about: the network in a checkpoint, and the test images that belong to it."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,11 @@ def load_network(config: EvalConfig) -> Subject:
 
 
 def load_data(config: EvalConfig, subject: Subject) -> Dataset:
-    """Raises: UserError: no such data, no way to tell which, or another number of classes than the network's."""
+    """The data set, its test split cut to the images to attack.
+
+    Raises:
+        UserError: no such data, no way to tell which, or another number of classes than the network's.
+    """
     name = config.dataset if config.dataset != "auto" else subject.dataset
     if name is None:
         if subject.num_classes != 100:
@@ -61,7 +65,8 @@ def load_data(config: EvalConfig, subject: Subject) -> Dataset:
             f"{config.checkpoint} is of {subject.num_classes} classes and data set {name!r} has {data.num_classes}: "
             "pass the --dataset that it was trained on"
         )
-    return data
+    attacked = slice(config.n_examples or None)
+    return replace(data, x_test=data.x_test[attacked], y_test=data.y_test[attacked])
 
 
 def run_name(config: EvalConfig) -> str:

@@ -4,7 +4,7 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,14 +33,33 @@ class _Console(logging.Handler):
             tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
+class _Warnings(logging.Handler):
+    """Hands the suite's warnings on."""
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self.warn = warn
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.warn(record.getMessage())
+
+
 @contextmanager
-def suite_log(path: Path, resumed: bool) -> Iterator[None]:
-    """Collect the suite's lines and ours in a file; a new evaluation starts a new one."""
-    if not resumed:
-        path.unlink(missing_ok=True)
-    file = logging.FileHandler(path, mode="a", encoding="utf-8")  # the authors' package appends to it as well
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    handlers, level, propagate = [file, _Console()], LOGGER.level, LOGGER.propagate
+def suite_log(path: Path | None, resumed: bool, warn: Callable[[str], None]) -> Iterator[None]:
+    """Collect the suite's lines and ours in a file; a new evaluation starts a new one.
+
+    Args:
+        path: None in a process that neither logs nor prints.
+        warn: called with each warning of the suite.
+    """
+    handlers: list[logging.Handler] = [_Warnings(warn)]
+    if path:
+        if not resumed:
+            path.unlink(missing_ok=True)
+        file = logging.FileHandler(path, mode="a", encoding="utf-8")  # the authors' package appends to it as well
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        handlers += [file, _Console()]
+    level, propagate = LOGGER.level, LOGGER.propagate
     for handler in handlers:
         LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.DEBUG)
@@ -65,9 +84,9 @@ def suite_log(path: Path, resumed: bool) -> Iterator[None]:
         LOGGER.propagate = propagate
 
 
-def suite_warnings(path: Path) -> list[str]:
-    """The suite's warnings in ``autoattack.log``, also those from before an interruption, each kind once."""
+def of_each_kind(messages: Iterable[str]) -> list[str]:
+    """The first of the suite's warnings of each kind."""
     found: dict[str, str] = {}
-    for message in re.findall(r"^\S+ \S+ WARNING (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE):
-        found.setdefault(_kind(message), message)
+    for message in messages:
+        found.setdefault(_kind(message), str(message))
     return list(found.values())

@@ -1,7 +1,6 @@
 """The figures of autoattack.json against slow loops, what is kept of earlier reports, and the suite's warnings."""
 
 import json
-import logging
 import warnings
 
 import numpy as np
@@ -11,7 +10,7 @@ from pyautoattack import checks
 from engine import report
 from engine.outcomes import Outcomes
 from engine.suite import LOGGER, STANDARD, Suite
-from engine.suite_log import suite_log, suite_warnings
+from engine.suite_log import of_each_kind, suite_log
 
 
 def verdicts(n, num_classes, seed=0):
@@ -95,34 +94,35 @@ def test_dev_is_an_upper_bound_everywhere_and_standard_is_not():
     assert report.claim("custom") not in (report.claim("standard"), report.claim("dev"))
 
 
-def test_warnings_survive_an_interruption_and_come_once(tmp_path, capsys):
-    path = tmp_path / "autoattack.log"
-    with suite_log(path, resumed=False):
+def test_warnings_of_each_kind_come_once(tmp_path, capsys):
+    path, warned = tmp_path / "autoattack.log", []
+    with suite_log(path, resumed=False, warn=warned.append):
         LOGGER.warning("there are 3 points with zero gradient!")
         LOGGER.warning("there are 17 points with zero gradient!")
         LOGGER.info("robust accuracy after APGD-CE: WARNING 3%")
-    with suite_log(path, resumed=True):
-        LOGGER.warning("there are 4 points with zero gradient!")
+    with suite_log(path, resumed=True, warn=warned.append):
         LOGGER.warning("Square Attack has decreased the robust accuracy of 0.53%.")
-    assert suite_warnings(path) == [
+    assert of_each_kind(warned) == [
         "there are 3 points with zero gradient!", "Square Attack has decreased the robust accuracy of 0.53%.",
     ]  # fmt: skip
-    assert capsys.readouterr().err.count("zero gradient") == 2  # once in each run
-    with suite_log(path, resumed=False):
-        LOGGER.info("a new evaluation")
-    assert suite_warnings(path) == [] and logging.getLogger("auto-attack").handlers == []
+    assert capsys.readouterr().err.count("zero gradient") == 1
+    assert path.read_text().count("WARNING there are") == 2
+    with suite_log(None, resumed=False, warn=warned.append):  # a process that does not print
+        LOGGER.warning("another")
+    assert warned[-1] == "another" and capsys.readouterr().err == "" and "another" not in path.read_text()
+    assert LOGGER.handlers == []
 
 
-def test_warnings_of_the_authors_package_are_in_the_log_too(tmp_path, recwarn):
+def test_warnings_of_the_authors_package_are_taken_in_too(tmp_path, recwarn):
     """It calls warnings.warn instead of a logger; those of others are left alone."""
-    path, acc = tmp_path / "autoattack.log", {"clean": 0.9, "apgd-ce": 0.5, "square": 0.4}
-    with suite_log(path, resumed=False):
+    warned, acc = [], {"clean": 0.9, "apgd-ce": 0.5, "square": 0.4}
+    with suite_log(tmp_path / "autoattack.log", resumed=False, warn=warned.append):
         checks.check_square_sr(acc)
         warnings.warn("of torch", UserWarning, stacklevel=1)
-    (warning,) = suite_warnings(path)
+    (warning,) = warned
     assert warning.startswith("Square Attack has decreased the robust accuracy of 10.00%")
     checks.check_square_sr({**acc, "square": 0.3})  # nothing of it outside
-    assert len(suite_warnings(path)) == 1
+    assert len(warned) == 1
     assert [str(shown.message)[:8] for shown in recwarn] == ["of torch", "Square A"]
 
 

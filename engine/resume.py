@@ -1,0 +1,69 @@
+"""Where the processes of an evaluation keep their outcomes, and how the same command goes on with them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from engine.distributed import Team
+from engine.errors import UserError
+from engine.outcomes import Outcomes, read_state
+
+T = TypeVar("T")
+
+
+def state_path(folder: Path, rank: int) -> Path:
+    """Where a process keeps its outcomes."""
+    return folder / f"autoattack.state{f'-{rank}' if rank else ''}.npz"
+
+
+def state_files(folder: Path) -> list[Path]:
+    """What the processes of an interrupted evaluation, however many they were, left on this machine."""
+    return sorted(folder.glob("autoattack.state*.npz"))
+
+
+def resume(folder: Path, fingerprint: dict[str, Any], team: Team) -> Outcomes | None:
+    """The outcomes of all processes of an interrupted evaluation; None if there was none.
+
+    Raises:
+        UserError: a state file is damaged, or of an evaluation with another fingerprint.
+    """
+    found = _from_all_machines(folder, lambda path: Outcomes.load(path, fingerprint), team)
+    for other in found[1:]:
+        found[0].merge(other)
+    return team.broadcast(found[0] if found else None)
+
+
+def interrupted_batch_size(folder: Path, team: Team) -> int | None:
+    """That of the evaluation with which ``resume`` would go on.
+
+    Raises:
+        UserError: a state file is damaged.
+    """
+    found = _from_all_machines(folder, lambda path: int(read_state(path)[1].batch_size), team)
+    return team.broadcast(found[0] if found else None)
+
+
+def _from_all_machines(folder: Path, read: Callable[[Path], T], team: Team) -> list[T]:
+    """At rank 0 what every state file holds, whether or not the machines share the folder; elsewhere nothing."""
+    here = [read(path) for path in state_files(folder)] if team.local_rank == 0 else []
+    return [value for machine in team.gather(here) for value in machine]
+
+
+@contextmanager
+def only_evaluation(folder: Path) -> Iterator[None]:
+    """Raises: UserError: another evaluation is running in this folder."""
+    path = folder / "autoattack.lock"
+    with open(path, "w") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another evaluation is running in {folder}: wait for it, or use another --mark") from None
+        except (ImportError, OSError):
+            pass  # a platform or a file system without locks
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
