@@ -246,8 +246,8 @@ def markdown(figures: dict[str, Any]) -> str:
     theirs, ours, a = figures["front end"], figures["ours"], figures["arguments"]
     lines = [
         f"{a['version']} AutoAttack on {figures['network']}, {figures['images']} images of {figures['dataset']} in "
-        f"chunks of {a['batch_size']}, {a['norm']}, epsilon {float(a['epsilon']):.4g}, seed {a['seed']}, {a['precision']}; "
-        f"{figures['hardware']}. Robust: {figures['robust']['front end']} by the front end, "
+        f"chunks of {a['batch_size']}, {a['norm']}, epsilon {float(a['epsilon']):.4g}, seed {a['seed']}, "
+        f"{a['precision']}; {figures['hardware']}. Robust: {figures['robust']['front end']} by the front end, "
         f"{figures['robust']['ours']} by ours; {len(figures['differences'])} verdicts differ.",
         "",
         "| attack | front end, s | ours, s | ours / front end |",

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
+import torch._functorch.config
 from torch import Tensor, nn
 
 from engine.device import ieee_products, set_precision
@@ -89,6 +90,7 @@ class Queries(nn.Module):
         device = torch.device(device)
         self.model = model.to(device).eval().requires_grad_(False)
         speedups = replace(best_speedups(device, compile, ANY_SIZE), fold=fold)
+        torch._functorch.config.donated_buffer = False  # what is compiled allows several gradients of one forward
         self._network = Network(self.model, speedups, set_precision(precision, device))
         self._exact = precision == "fp32"
         self._pads = device.type == "cuda"

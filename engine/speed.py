@@ -86,6 +86,8 @@ class Network:
         eager = self._folded or self.model
         try:
             return self._run(self._attack_forward, eager, images)
+        except torch.cuda.OutOfMemoryError:
+            raise  # eagerly it needs no less
         except Exception as error:  # whatever the compiler raises; eval mode changes nothing, so it can be repeated
             if self._attack_forward is eager:
                 raise
