@@ -1,0 +1,203 @@
+"""Results leave the house: the RobustBench export, the file of adversarial images, and checkpoints without our code."""
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from test_autoattack import suite
+from torch import nn
+
+from engine.checkpoint import FORMAT
+from engine.config import EvalConfig
+from engine.errors import UserError
+from engine.export import check_destinations, export_robustbench, leaderboard_gaps, robustbench_class, save_adversarial
+from engine.subject import Subject
+from models import create_model
+
+# names and shapes of the state dicts of RobustBench 1.1.1's own classes, 100 classes
+SHAPES = json.loads((ROOT / "tests/robustbench_shapes.json").read_text())
+RESULT = {
+    "dataset": "cifar100", "norm": "linf", "epsilon": 8 / 255, "epsilon_text": "8/255", "n": 10000,
+    "version": "standard", "attacks": ["apgd-ce", "apgd-t", "fab-t", "square"], "seed": 1, "clean_accuracy": 60.644,
+    "accuracy_after": {"apgd-ce": 33.0, "apgd-t": 29.35, "fab-t": 29.34, "square": 29.33}, "robust_accuracy": 29.33,
+    "command": "python eval_autoattack.py --checkpoint x.pt", "versions": {"torch": "2.4.0"}, "hardware": "one GPU",
+    "date": "2030-01-01", "checkpoint_sha256": "c" * 64, "data_sha256": "d" * 64,
+}  # fmt: skip
+
+
+def export(folder, changed=None, run=None):
+    """-> the line, the model_info file, the card and the exported network's own state dict."""
+    result = {**RESULT, **(changed or {})}
+    subject = Subject(create_model("wrn-10-1", 100).eval(), "wrn-10-1", 100, "cifar100", run or {})
+    line = export_robustbench(folder, "some-run", subject, result)
+    norm = {"linf": "Linf", "l2": "L2"}[result["norm"]]
+    info = json.loads((folder / "model_info" / result["dataset"] / norm / "some-run.json").read_text())
+    return line, info, (folder / "README.md").read_text(), subject.model.state_dict()
+
+
+@pytest.mark.parametrize("name", ["wrn-10-1", "resnet18", "preactresnet18"])
+def test_names_and_shapes_are_robustbenchs(name):
+    ours = {key: list(tensor.shape) for key, tensor in create_model(name, 100).state_dict().items()}
+    assert ours == SHAPES[name]
+
+
+@pytest.mark.parametrize("name", ["wrn-16-2", "resnet18", "preactresnet18"])
+def test_robustbenchs_own_class_loads_it_and_gives_the_same_logits(name):
+    pytest.importorskip("robustbench", reason="needs RobustBench itself: pip install robustbench==1.1.1 autoattack")
+    model, made = create_model(name, 100).eval(), {}
+    for key, tensor in model.state_dict().items():
+        if key.endswith("running_var"):
+            tensor.uniform_(0.5, 1.5)
+    exec(robustbench_class(name, 100)[1], made)
+    theirs = made["model"].eval()
+    theirs.load_state_dict(model.state_dict(), strict=True)
+    x = torch.rand(4, 3, 32, 32)
+    torch.testing.assert_close(theirs(x), model(x), rtol=1e-6, atol=1e-6)
+
+
+def test_a_complete_evaluation_is_a_leaderboard_claim(tmp_path):
+    line, info, card, state = export(tmp_path, run={"extra_data": ""})
+    assert line == f"RobustBench: {tmp_path}/README.md (measured as the leaderboard asks)"
+    assert info == {
+        "link": None, "name": None, "authors": None, "additional_data": False, "number_forward_passes": 1,
+        "dataset": "cifar100", "venue": None, "architecture": "WideResNet-10-1", "eps": "8/255", "clean_acc": "60.64",
+        "reported": None, "autoattack_acc": "29.33", "footnote": None,
+    }  # fmt: skip
+    path = tmp_path / "models/cifar100/Linf/some-run.pt"
+    exported = torch.load(path, weights_only=True)
+    assert {key: list(tensor.shape) for key, tensor in exported.items()} == SHAPES["wrn-10-1"]
+    assert all(torch.equal(exported[key], state[key]) for key in state)
+    for figure in ("60.64%", "33.00%", "29.33%", "10,000 test images", "8/255", "one GPU", RESULT["command"]):
+        assert figure in card
+    assert hashlib.sha256(path.read_bytes()).hexdigest() in card and "c" * 64 in card and "d" * 64 in card
+    assert "no leaderboard claim" not in card
+    assert "Fill in of the model_info file: `link`, `name`, `authors`, `venue`, `reported`." in card
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["README.md", "some-run.json", "some-run.pt"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "gap", "clean", "robust"),
+    [
+        ({"n": 1000}, "1,000 of 10,000 test images were attacked", None, None),
+        ({"version": "dev"}, "the suite was dev, not standard", "60.64", None),
+        ({"norm": "l2"}, "RobustBench has no leaderboard for cifar100 in l2", "60.64", None),
+        ({"dataset": "digits", "n": 360}, "RobustBench has no leaderboard for digits in linf; 360 of", None, None),
+    ],
+)
+def test_what_was_not_measured_is_left_out_and_said(tmp_path, changed, gap, clean, robust):
+    line, info, card, _ = export(tmp_path, changed)
+    assert "no leaderboard claim: " in line and gap in line and gap in card
+    assert "**These figures are no leaderboard claim**" in card
+    assert (info["clean_acc"], info["autoattack_acc"], info["additional_data"]) == (clean, robust, None)
+    assert "`autoattack_acc`" in card and "`additional_data`" in card
+    assert "29.33%" in card and f"{RESULT['n'] if 'n' not in changed else changed['n']:,} test images" in card
+
+
+def test_another_epsilon_than_the_leaderboards_is_a_footnote(tmp_path):
+    _, info, card, _ = export(tmp_path, {"epsilon": 0.031, "epsilon_text": "0.031"}, {"extra_data": "synthetic.npz"})
+    assert (info["eps"], info["footnote"]) == ("0.031", "Uses epsilon 0.031 instead of 8/255")
+    assert info["additional_data"] is True and "epsilon 0.031" in card
+    assert leaderboard_gaps({**RESULT, "dataset": "cifar10", "norm": "l2", "epsilon_text": "0.5"}) == []
+
+
+def test_the_cards_code_is_the_exported_networks(tmp_path):
+    code = re.search(r"```python\n(.*?)```", export(tmp_path)[2], re.DOTALL)[1]
+    assert "WideResNet(depth=10, widen_factor=1, num_classes=100, sub_block1=False)" in code
+    assert "from robustbench.model_zoo.architectures.wide_resnet import WideResNet\n" in code
+    assert 'torch.load("models/cifar100/Linf/some-run.pt", weights_only=True)' in code
+    compile(code, "card", "exec")
+
+
+def config(**kwargs):
+    return EvalConfig(checkpoint="x.pt", **kwargs)
+
+
+def test_errors_come_before_the_attacks(tmp_path):
+    (tmp_path / "file").write_text("")
+    for settings, model, sentence in [
+        ({"export": ("onnx", "x")}, "wrn-10-1", "the one format is robustbench"),
+        ({"export": ("robustbench", str(tmp_path))}, "resnet18-guide", "no class that computes what resnet18-guide"),
+        ({"export": ("robustbench", str(tmp_path / "file/x"))}, "wrn-10-1", "cannot write to"),
+        ({"save_adv": str(tmp_path / "file/x.npz")}, "wrn-10-1", "--save-adv"),
+    ]:
+        with pytest.raises(UserError, match=sentence):
+            check_destinations(config(**settings), model)
+    check_destinations(config(export=("robustbench", str(tmp_path)), save_adv=str(tmp_path / "x.npz")), "resnet18")
+
+
+def adversarial(norm, epsilon, n=7):
+    """Test images, and adversarial ones on the rim of the ball; the last two stood and are the test images."""
+    images = np.random.default_rng(0).integers(0, 256, (n, 4, 4, 3), np.uint8)
+    x = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
+    step = torch.randn(x.shape)
+    step = epsilon * (step.sign() if norm == "linf" else step / step.flatten(1).norm(dim=1).view(-1, 1, 1, 1))
+    step[-2:] = 0
+    return images, (x + step).clamp(0, 1).numpy()
+
+
+@pytest.mark.parametrize(("norm", "epsilon"), [("linf", 8 / 255), ("linf", 0.031), ("l2", 0.5)])
+def test_saved_adversarial_images(tmp_path, norm, epsilon):
+    images, x_adv = adversarial(norm, epsilon)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 10)).eval()
+    rounded = torch.from_numpy(np.rint(x_adv * 255).astype(np.float32) / 255)
+    prediction = net(torch.from_numpy(x_adv)).argmax(1).numpy()
+    label = (prediction + np.array([1, 1, 1, 0, 0, 0, 0])) % 10
+    path = tmp_path / "adv.npz"
+    line = save_adversarial(path, net, suite(norm, epsilon, batch_size=3), x_adv, images, label, prediction)
+    still = int((net(rounded).argmax(1).numpy() != label).sum())
+    assert (
+        line
+        == f"adversarial images: {path} (7 images, 3 of them taken for another class; {still} when rounded to 8 bits)"
+    )
+    with np.load(path, allow_pickle=False) as saved:
+        np.testing.assert_array_equal(saved["x_adv"], x_adv)
+        assert saved["x_adv"].dtype == np.float32 and saved["x_adv"].shape == (7, 3, 4, 4)
+        np.testing.assert_array_equal(saved["label"], label)
+        np.testing.assert_array_equal(saved["prediction"], prediction)
+        assert saved["epsilon"] == epsilon and saved["norm"] == norm
+    in_8_bits = np.rint(255 * x_adv).astype(np.uint8)
+    np.testing.assert_array_equal(in_8_bits[-2:], images[-2:].transpose(0, 3, 1, 2))
+    if norm == "linf":
+        distance = np.abs(in_8_bits / 255 - images.transpose(0, 3, 1, 2) / 255).max()
+        assert distance <= epsilon + (1e-9 if epsilon == 8 / 255 else 1 / 510)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_what_lies_outside_the_ball_is_not_saved(tmp_path, norm):
+    images, x_adv = adversarial(norm, 0.1)
+    images[4] = 128
+    net, labels = nn.Sequential(nn.Flatten(), nn.Linear(48, 10)), np.zeros(7, np.int64)
+    for value in (128 / 255 + 0.1 + 2e-6, 1.5, np.nan):
+        x_adv[4] = np.float32(128 / 255)
+        x_adv[4, 0, 0, 0] = value
+        with pytest.raises(UserError, match=r"test image 4 is not within epsilon 0\.1 and \[0, 1\]"):
+            save_adversarial(tmp_path / "adv.npz", net, suite(norm, 0.1, batch_size=3), x_adv, images, labels, labels)
+    assert not list(tmp_path.iterdir())
+    x_adv[4, 0, 0, 0] = 128 / 255 + 0.1 + 0.5e-6  # as far as float32 may err
+    save_adversarial(tmp_path / "adv.npz", net, suite(norm, 0.1, batch_size=3), x_adv, images, labels, labels)
+
+
+PLAIN_SCRIPT = """
+import sys, torch
+content = torch.load(sys.argv[1], weights_only=True)
+state = content.get("student", content)
+assert all(type(key) is str and type(tensor) is torch.Tensor for key, tensor in state.items())
+assert state["fc.weight"].shape == (10, 64), state["fc.weight"].shape
+print(len(state), "engine" in sys.modules or "models" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("name", ["last.pt", "student-epoch001.pt"])
+def test_checkpoints_load_in_a_plain_script(tmp_path, name):
+    """With torch alone, from a folder where our packages cannot be imported."""
+    state = create_model("wrn-10-1", 10).state_dict()
+    torch.save({"format": FORMAT, "student": state} if name == "last.pt" else state, tmp_path / name)
+    command = [sys.executable, "-I", "-c", PLAIN_SCRIPT, str(tmp_path / name)]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, f"{len(state)} False\n"), result.stderr
