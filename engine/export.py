@@ -156,8 +156,8 @@ def _card(
 | --- | --- |
 {accuracies}
 
-AutoAttack {result["version"]}, {result["norm"]}, epsilon {result["epsilon_text"]}, seed {result["seed"]}, attack after
-attack, on {result["hardware"]}, {result["date"]}. No other threat model and no corruptions were measured.
+AutoAttack {result["version"]}, {result["norm"]}, epsilon {result["epsilon_text"]}, seed {result["seed"]};
+{result["hardware"]}; {result["date"]}. No other threat model and no corruptions were measured.
 
 ## Load
 
@@ -170,8 +170,7 @@ model.eval()
 
 ## Before it is submitted
 
-Fill in of the model_info file: {missing}. Rename `{name}` as RobustBench names models, AuthorYearWord, and release the
-weights under a licence.
+Still empty in the model_info file: {missing}. RobustBench names models AuthorYearWord: rename `{name}` in both folders.
 
 ## Provenance
 

@@ -11,13 +11,16 @@ import pytest
 import torch
 from conftest import ROOT
 from test_autoattack import suite
+from test_eval_autoattack import QUICK, checkpoint, program  # noqa: F401 (fixtures)
+from test_masking import NAMES as MASKING
+from test_masking import few_queries  # noqa: F401 (fixture)
 from torch import nn
 
-from engine.checkpoint import FORMAT
-from engine.config import EvalConfig
+from engine.config import EvalConfig, TrainConfig
 from engine.errors import UserError
 from engine.export import check_destinations, export_robustbench, leaderboard_gaps, robustbench_class, save_adversarial
 from engine.subject import Subject
+from engine.trainer import Trainer
 from models import create_model
 
 # names and shapes of the state dicts of RobustBench 1.1.1's own classes, 100 classes
@@ -77,7 +80,7 @@ def test_a_complete_evaluation_is_a_leaderboard_claim(tmp_path):
         assert figure in card
     assert hashlib.sha256(path.read_bytes()).hexdigest() in card and "c" * 64 in card and "d" * 64 in card
     assert "no leaderboard claim" not in card
-    assert "Fill in of the model_info file: `link`, `name`, `authors`, `venue`, `reported`." in card
+    assert "Still empty in the model_info file: `link`, `name`, `authors`, `venue`, `reported`." in card
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["README.md", "some-run.json", "some-run.pt"]
 
 
@@ -183,21 +186,56 @@ def test_what_lies_outside_the_ball_is_not_saved(tmp_path, norm):
     save_adversarial(tmp_path / "adv.npz", net, suite(norm, 0.1, batch_size=3), x_adv, images, labels, labels)
 
 
+def test_through_the_command_line(program, checkpoint, tmp_path):  # noqa: F811
+    """The checks, the images and the export, before the verdict in the last line."""
+    flags = ("--checkpoint", checkpoint, *QUICK, "--cross-checks", 3, "--mark", "run")
+    adv, zoo = tmp_path / "adv.npz", tmp_path / "zoo"
+    status, out, err = program(*flags, "--save-adv", adv, "--export", "robustbench", zoo)
+    assert status == 0, err
+    lines = out.splitlines()
+    assert lines[-1].startswith("clean ") and lines[-2].startswith(
+        f"RobustBench: {zoo}/README.md (no leaderboard claim"
+    )
+    assert lines[-3].startswith(f"adversarial images: {adv} (6 images, ")
+    report = json.loads((tmp_path / "Logs/run/autoattack.json").read_text())
+    assert [check["name"] for check in report["checks"]] == MASKING
+    for line, check in zip(lines[-7:-3], report["checks"], strict=True):
+        assert line == f"{'pass' if check['passed'] else 'FAIL'}  {check['name']}: {check['detail']}"
+    with np.load(adv) as saved, np.load(tmp_path / "Logs/run/autoattack.npz") as arrays:
+        np.testing.assert_array_equal(saved["label"], arrays["label"])
+        np.testing.assert_array_equal(saved["prediction"], arrays["adversarial_prediction"])
+        model = create_model("wrn-10-1", 10).eval()
+        model.load_state_dict(torch.load(zoo / "models/digits/Linf/run.pt", weights_only=True))
+        np.testing.assert_array_equal(model(torch.from_numpy(saved["x_adv"])).argmax(1), saved["prediction"])
+    status, out, err = program(*flags, "--export", "onnx", zoo)
+    assert (status, out) == (1, "") and err.startswith("error: --export onnx: the one format is robustbench")
+
+
 PLAIN_SCRIPT = """
 import sys, torch
-content = torch.load(sys.argv[1], weights_only=True)
-state = content.get("student", content)
-assert all(type(key) is str and type(tensor) is torch.Tensor for key, tensor in state.items())
-assert state["fc.weight"].shape == (10, 64), state["fc.weight"].shape
-print(len(state), "engine" in sys.modules or "models" in sys.modules)
+for path in sys.argv[1:]:
+    content = torch.load(path, weights_only=True)
+    state = content.get("student", content)
+    assert all(type(key) is str and type(tensor) is torch.Tensor for key, tensor in state.items())
+    print(state["conv1.weight"].shape[1], state["fc.weight"].shape[1])
+assert not {"engine", "models", "datasets"} & set(sys.modules)
 """
 
 
-@pytest.mark.parametrize("name", ["last.pt", "student-epoch001.pt"])
-def test_checkpoints_load_in_a_plain_script(tmp_path, name):
-    """With torch alone, from a folder where our packages cannot be imported."""
-    state = create_model("wrn-10-1", 10).state_dict()
-    torch.save({"format": FORMAT, "student": state} if name == "last.pt" else state, tmp_path / name)
-    command = [sys.executable, "-I", "-c", PLAIN_SCRIPT, str(tmp_path / name)]
+def test_checkpoints_load_in_a_plain_script(tmp_path):
+    """With torch alone, where our packages cannot be imported: all files of a run with every kind of state, and those
+    that ship."""
+    settings = {
+        "dataset": "digits", "method": "ikl", "student": "wrn-10-1", "limit_train": 32, "batch_size": 16, "epochs": 1,
+        "num_steps": 1, "eval_size": 8, "val_size": 24, "awp_gamma": 0.005, "awp_start_epoch": 1, "save_freq": 1,
+        "average_every": "epoch", "device": "cpu", "mark": "run", "log_dir": str(tmp_path / "Logs"),
+        "checkpoint_dir": str(tmp_path),
+    }  # fmt: skip
+    Trainer(TrainConfig(**settings)).fit()
+    files = sorted((tmp_path / "run").glob("*.pt"))
+    assert [path.name for path in files] == ["average-epoch001.pt", "best.pt", "last.pt", "student-epoch001.pt"]
+    shipped = sorted((ROOT / "checkpoints").glob("*.pt"))
+    command = [sys.executable, "-I", "-c", PLAIN_SCRIPT, *map(str, (*files, *shipped))]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert (result.returncode, result.stdout) == (0, f"{len(state)} False\n"), result.stderr
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[:4] == ["3 64"] * 4
