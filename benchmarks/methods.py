@@ -66,15 +66,14 @@ def untrained(run: dict[str, Any]) -> dict[str, float]:
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """The rows as Markdown."""
     lines = [
-        "| recipe | epsilon | loss | clean % | PGD-20 % | untrained: clean % | PGD-20 % | images/s |",
-        "|---|---|---|---|---|---|---|---|",
+        "| recipe | epsilon | loss | clean % | PGD-20 % | untrained: clean % | PGD-20 % |",
+        "|---|---|---|---|---|---|---|",
     ]
     for recipe, row in rows.items():
         m, u = row["metrics"], row["untrained"]
         lines.append(
             f"| {recipe} | {row['config']['epsilon']:.4f} | {m['loss']:.3f} | {m['student_clean']:.2f} | "
-            f"{m['student_robust']:.2f} | {u['student_clean']:.2f} | {u['student_robust']:.2f} | "
-            f"{m['images_per_second']:.0f} |"
+            f"{m['student_robust']:.2f} | {u['student_clean']:.2f} | {u['student_robust']:.2f} |"
         )
     return "\n".join(lines) + "\n"
 

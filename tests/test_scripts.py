@@ -1,15 +1,18 @@
 """The scripts of sh/: recipes with the published settings, and an environment that is set up or refused clearly."""
 
+import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from engine.command_line import parse_train
+from datasets.loader import to_device, to_float
+from engine.command_line import parse_eval, parse_train
+from engine.subject import load_data, load_network
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted((ROOT / "sh").glob("*.sh"))
@@ -177,7 +180,25 @@ def test_check_requirements(tmp_path: Path, requirement: str, met: bool):
     assert (done.returncode == 0) == met
 
 
-def test_evaluating_without_arguments_takes_what_the_quickstart_trained():
-    quickstart, evaluate = ((ROOT / "sh" / name).read_text() for name in ("quickstart.sh", "eval_autoattack.sh"))
-    mark = re.search(r'--mark (\S+) "\$@"', quickstart)[1]
-    assert f"checkpoint=checkpoints/{mark}/last.pt\n" in evaluate
+@pytest.mark.parametrize(
+    ("data", "shipped"), [("cifar100.npz", "lbgat6-short-cifar100-wrn16-2"), ("other.npz", "quickstart-digits")]
+)
+def test_evaluating_without_arguments_takes_what_ships(checkout: Path, stub: Path, data: str, shipped: str):
+    (checkout / "data").mkdir()
+    (checkout / "data" / data).touch()
+    program, *flags = run(checkout / "sh" / "eval_autoattack.sh", PYTHON=str(stub)).stdout.splitlines()
+    config = parse_eval(flags)
+    assert (program, config.checkpoint) == ("eval_autoattack.py", f"checkpoints/{shipped}.pt")
+    trained = torch.load(ROOT / config.checkpoint, weights_only=True)["config"]
+    assert (config.epsilon, config.norm) == (trained["epsilon"], trained["norm"])
+
+
+def test_the_network_of_the_digits_that_ships_is_the_one_that_was_measured():
+    """Its clean accuracy is that of results/quickstart-digits."""
+    config = parse_eval(["--checkpoint", str(ROOT / "checkpoints" / "quickstart-digits.pt")])
+    subject = load_network(config)
+    data = load_data(config, subject)
+    pixels, labels = to_device(data.x_test[:100], data.y_test[:100], torch.device("cpu"))
+    right = (subject.model.eval()(to_float(pixels)).argmax(1) == labels).sum().item()
+    measured = json.loads((ROOT / "results" / "quickstart-digits" / "autoattack.json").read_text())
+    assert right == measured["clean_accuracy"] == 98
