@@ -230,17 +230,22 @@ def padded(rows: int) -> int:
 def fastest_batch(queries: Queries, image_shape: tuple[int, int, int]) -> int:
     """Images a chunk: doubled as long as they fit into the memory and a step's images per second grow by 5%.
 
+    Takes seconds, and as long as it takes to compile where that is on.
+
     Args:
-        image_shape: (C, H, W). Takes seconds.
+        image_shape: (C, H, W).
+
+    Raises:
+        UserError: not even one fits.
     """
-    best, best_rate, size = 1, 0.0, 16
+    best, best_rate, size = 0, 0.0, 16
     while size <= 4096:
         images = torch.rand(size, *image_shape, device=next(queries.parameters()).device)
         rate = size / _seconds_a_step(queries, images)
         if queries.piece < size or rate < 1.05 * best_rate:
             break
         best, best_rate, size = size, rate, 2 * size
-    return best
+    return best or queries.piece
 
 
 def _seconds_a_step(queries: Queries, images: Tensor) -> float:
