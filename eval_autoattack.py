@@ -135,7 +135,7 @@ def finish(
         robust = torch.from_numpy(outcomes.robust[0, : config.cross_checks]).to(suite.device)
         checks = cross_checks(queries, suite, to_float(pixels), y, robust)
         result["checks"] = [asdict(check) for check in checks]
-        lines += [f"{'pass' if check.passed else 'FAIL'}  {check.name}: {check.detail}" for check in checks]
+        lines += map(str, checks)
     result["warnings"] = of_each_kind(outcomes.warnings)
     report.write_report(folder, result, outcomes, data.y_test)
     lines += [report.draw(folder, outcomes, data), write_pages(folder, result)]

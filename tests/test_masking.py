@@ -53,6 +53,7 @@ class Behind(nn.Module):
 
 def passed(checks):
     assert [check.name for check in checks] == NAMES
+    assert all(type(check.passed) is bool for check in checks)  # which the report's JSON can hold
     return [check.passed for check in checks]
 
 
@@ -132,13 +133,15 @@ def test_gradients_that_saturation_hides_fail():
     """With logits this large, the softmax is 1 and the gradient of the cross-entropy 0 in float32."""
     images, clean, after_ce = under_examination(Behind(after=lambda logits: 1e5 * logits), 20)
     check = masking._falls(images, clean, after_ce, [0.05, 0.5])
-    assert not check.passed and check.detail.startswith("apgd-ce leaves of 20 images 19 at 0, 19 at 0.05, 19 at 0.1")
+    assert check.passed is False and check.detail.startswith(
+        "apgd-ce leaves of 20 images 19 at 0, 19 at 0.05, 19 at 0.1"
+    )
 
 
 def test_accuracy_that_rises_with_epsilon_fails():
     images, clean, _ = under_examination(robust_net(), 20)
     check = masking._falls(images, clean, torch.zeros_like(clean), [0.05, 0.11, 0.5])
-    assert not check.passed and re.search(r", 0 at 0\.1, ([2-9]|1\d) at 0\.11, 0 at 0\.5", check.detail)
+    assert check.passed is False and re.search(r", 0 at 0\.1, ([2-9]|1\d) at 0\.11, 0 at 0\.5", check.detail)
 
 
 def test_a_network_that_noise_breaks_fails():
@@ -161,7 +164,7 @@ def test_a_verdict_that_pgd_refutes_fails():
     for apgd, robust in ((after_ce, clean), (clean, after_ce)):
         check = masking._pgd(images, clean, apgd, robust)
         left, n, of_apgd, of_suite, broken = map(int, re.findall(r"(?<!-)\b\d+", check.detail)[1:])
-        assert not check.passed and n == 20 and (of_apgd, of_suite) == (int(apgd.sum()), int(robust.sum()))
+        assert check.passed is False and n == 20 and (of_apgd, of_suite) == (int(apgd.sum()), int(robust.sum()))
         assert left < clean.sum() - 1 and broken == (clean.sum() - left if robust is clean else 0)
     assert masking._pgd(images, clean, after_ce, after_ce).passed
 
