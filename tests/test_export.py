@@ -31,7 +31,7 @@ RESULT = {
     "version": "standard", "attacks": ["apgd-ce", "apgd-t", "fab-t", "square"], "seed": 1, "clean_accuracy": 60.644,
     "accuracy_after": {"apgd-ce": 33.0, "apgd-t": 29.35, "fab-t": 29.34, "square": 29.33}, "robust_accuracy": 29.33,
     "command": "python eval_autoattack.py --checkpoint x.pt", "versions": {"torch": "2.4.0"}, "hardware": "one GPU",
-    "date": "2030-01-01", "checkpoint_sha256": "c" * 64, "data_sha256": "d" * 64,
+    "precision": "fp32", "date": "2030-01-01", "checkpoint_sha256": "c" * 64, "data_sha256": "d" * 64,
 }  # fmt: skip
 
 
@@ -90,6 +90,8 @@ def test_a_complete_evaluation_is_a_leaderboard_claim(tmp_path):
     ("changed", "gap", "clean", "robust"),
     [
         ({"n": 1000}, "1,000 of 10,000 test images were attacked", None, None),
+        ({"epsilon": 0.01, "epsilon_text": "0.01"}, "epsilon was 0.01 and the leaderboard's is 8/255", "60.64", None),
+        ({"precision": "bf16"}, "the attacks were computed in bf16", "60.64", None),
         ({"version": "dev"}, "the suite was dev, not standard", "60.64", None),
         ({"norm": "l2"}, "RobustBench has no leaderboard for cifar100 in l2", "60.64", None),
         ({"dataset": "digits", "n": 360}, "RobustBench has no leaderboard for digits in linf; 360 of", None, None),
@@ -104,8 +106,9 @@ def test_what_was_not_measured_is_left_out_and_said(tmp_path, changed, gap, clea
     assert "29.33%" in card and f"{RESULT['n'] if 'n' not in changed else changed['n']:,} test images" in card
 
 
-def test_another_epsilon_than_the_leaderboards_is_a_footnote(tmp_path):
-    _, info, card, _ = export(tmp_path, {"epsilon": 0.031, "epsilon_text": "0.031"}, {"extra_data": "synthetic.npz"})
+def test_the_epsilon_of_lbgat_is_listed_with_a_footnote(tmp_path):
+    line, info, card, _ = export(tmp_path, {"epsilon_text": "0.031"}, {"extra_data": "synthetic.npz"})
+    assert line.endswith("(measured as the leaderboard asks)") and info["autoattack_acc"] == "29.33"
     assert (info["eps"], info["footnote"]) == ("0.031", "Uses epsilon 0.031 instead of 8/255")
     assert info["additional_data"] is True and "epsilon 0.031" in card
     assert leaderboard_gaps({**RESULT, "dataset": "cifar10", "norm": "l2", "epsilon_text": "0.5"}) == []
