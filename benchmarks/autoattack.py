@@ -15,8 +15,8 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -88,17 +88,6 @@ class Beginnings(logging.Handler):
         if record.getMessage().startswith("running "):
             synchronize(self.device)
             self.times[record.getMessage().removeprefix("running ")] = time.perf_counter()
-
-
-@contextmanager
-def front_ends_flags(precision: str) -> Iterator[None]:
-    """torch's own, but for TF32."""
-    torch.backends.cudnn.benchmark, benchmark = False, torch.backends.cudnn.benchmark
-    try:
-        with ieee_products() if precision == "fp32" else nullcontext():
-            yield
-    finally:
-        torch.backends.cudnn.benchmark = benchmark
 
 
 def run_front_end(model: nn.Module, suite: Suite, x: Tensor, y: Tensor) -> dict[str, Any]:
@@ -216,7 +205,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     for start in range(0, len(images), size):
         x, y = images[start : start + size], labels[start : start + size]
         LOGGER.setLevel(logging.DEBUG)  # for the beginnings
-        with front_ends_flags(args.precision):
+        with ieee_products() if args.precision == "fp32" else nullcontext():
             runs = {"front end": run_front_end(model, suite, x, y)}
         LOGGER.setLevel(level)
         add(figures["front end"], runs["front end"]["counts"])

@@ -22,10 +22,8 @@ def choose_device(name: str) -> torch.device:
         raise UserError(
             f"--device {name}: this machine or this PyTorch has no such CUDA device; use --device cpu or auto"
         )
-    if device.type == "cuda":
-        if device.index is not None:
-            torch.cuda.set_device(device)  # for whatever asks for no device in particular
-        torch.backends.cudnn.benchmark = True  # the shapes stay the same: let cuDNN time its algorithms once
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # for whatever asks for no device in particular
     return device
 
 

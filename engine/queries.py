@@ -93,7 +93,6 @@ class Queries(nn.Module):
         torch._functorch.config.donated_buffer = False  # what is compiled allows several gradients of one forward
         self._network = Network(self.model, speedups, set_precision(precision, device))
         self._exact = precision == "fp32"
-        self._pads = device.type == "cuda"
         self._leaving = leaving
         self._run: Run | None = None
         self.piece, self.rows = sys.maxsize, 0
@@ -126,7 +125,7 @@ class Queries(nn.Module):
 
     def _asked(self, images: Tensor, y: Tensor | None = None) -> Tensor:
         self.rows += len(images)
-        logits = self._fitting(images, self._fast)
+        logits = self._fitting(images, self._network.attack_logits)
         if y is not None and not self._exact:
             # What low precision takes for wrong is asked again: otherwise the attack stops at points that the verdict
             # throws away. The values are float32's, the gradients stay.
@@ -135,12 +134,6 @@ class Queries(nn.Module):
                 if len(wrong):
                     logits[wrong] = self._fitting(images.detach()[wrong], self._plain)
         return logits
-
-    def _fast(self, images: Tensor) -> Tensor:
-        rows = len(images)
-        if self._pads and rows < padded(rows):
-            images = torch.cat([images, images[:1].expand(padded(rows) - rows, *images.shape[1:])])
-        return self._network.attack_logits(images)[:rows]
 
     def _plain(self, images: Tensor) -> Tensor:
         with ieee_products():
@@ -218,13 +211,6 @@ def lead(logits: Tensor, y: Tensor) -> Tensor:
     """By how much the likeliest wrong class leads (N,), from logits (N, K) and labels (N,)."""
     own = y.unsqueeze(1)
     return logits.scatter(1, own, -torch.inf).amax(1) - logits.gather(1, own).squeeze(1)
-
-
-def padded(rows: int) -> int:
-    """Rows of the next size that CUDA is asked for: eight from a power of two to the next, so that cuDNN's timing of
-    its algorithms pays."""
-    step = max(8, 2 ** (rows - 1).bit_length() // 16)
-    return -(-rows // step) * step
 
 
 def fastest_batch(queries: Queries, image_shape: tuple[int, int, int]) -> int:

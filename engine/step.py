@@ -67,6 +67,7 @@ class TrainStep:
         self.networks = [net for net in (self.student, self.guide) if net is not None]
         self.awp_gamma = awp_gamma
         self.passes = (awp_gamma > 0 and objective.awp_passes) or objective.passes
+        torch.backends.cudnn.benchmark = True  # the shapes stay the same: let cuDNN time its algorithms once
         self._unproven = bool(speedups.compile_for)
         self._graph: Graphed | None = None
         self._graph_is_of: object = None

@@ -1,4 +1,4 @@
-"""The network as the attacks see it gives the plain network's answers: in pieces, padded, in low precision, watched."""
+"""The network as the attacks see it gives the plain network's answers: in pieces, in low precision, watched."""
 
 from contextlib import contextmanager
 
@@ -9,7 +9,7 @@ from torch import nn
 from engine import queries as queries_module
 from engine.device import ieee_products, set_precision
 from engine.errors import UserError
-from engine.queries import AllSettled, Queries, fastest_batch, lead, padded
+from engine.queries import AllSettled, Queries, fastest_batch, lead
 from models import create_model
 
 CPU = torch.device("cpu")
@@ -113,20 +113,6 @@ def test_one_image_that_does_not_fit_is_a_user_error():
             answers(queries, x)
 
 
-def test_padding():
-    sizes = [padded(rows) for rows in range(1, 1025)]
-    assert all(rows <= size <= max(8, 9 / 8 * rows) + 8 for rows, size in enumerate(sizes, 1))
-    assert [padded(rows) for rows in (1, 8, 9, 100, 129, 250, 256, 257)] == [8, 8, 16, 104, 144, 256, 256, 288]
-    assert len(set(sizes)) == 16 + 8 * 3 and len({size for size in sizes if size > 512}) == 8
-    x, y = images(11)
-    queries = Queries(network(), fold=False)
-    queries._pads = True  # as on CUDA
-    with recording(queries.model) as rows, queries.watching(x, y):
-        given = answers(queries, x)
-    assert rows == [16]
-    torch.testing.assert_close(given, answers(network(), x), atol=1e-6, rtol=1e-5)
-
-
 def test_settled_images_leave():
     """Images 1 and 3 are moved to others' places, where they are wrong; in the end all are."""
     linear = nn.Linear(768, 10)
@@ -221,7 +207,7 @@ def test_fastest_batch(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: torch.cuda.is_available() is false")
 @pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-4), ("tf32", 2e-2), ("bf16", 2e-1)])
 def test_on_cuda(precision, tolerance):
-    """Compiled, padded, and with several gradients of one forward."""
+    """Compiled, and with several gradients of one forward."""
     device = torch.device("cuda")
     expected_of, queries = network().to(device), Queries(network(), device, precision)
     for rows in (20, 7, 1):
