@@ -136,9 +136,7 @@ def drawn_classes(result: dict[str, Any]) -> list[dict[str, Any]]:
 def classes(result: dict[str, Any], picture: Picture | None) -> list[Block | None]:
     """The picture, what it leaves out, and the figures of every class."""
     drawn, total = len(drawn_classes(result)), len(result["per_class"])
-    left_out = (
-        f"Drawn are {drawn} of {total} classes: the least robust, at most {MOST_CLASSES}, of those with an image."
-    )
+    left_out = f"Drawn are {drawn} of {total} classes: of those with images, the {MOST_CLASSES} least robust at most."
     rows = [
         [of["name"], str(of["n"]), percent(of["clean_accuracy"]), percent(of["robust_accuracy"])]
         for of in by_robustness(result)

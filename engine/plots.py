@@ -113,7 +113,7 @@ def plot_classes(classes: list[dict[str, Any]], file: Path | BinaryIO) -> None:
 
 
 def plot_epsilons(curves: dict[str, list[dict[str, Any]]], norm: str, file: Path | BinaryIO) -> None:
-    """Robust accuracy against epsilon.
+    """Robust accuracy against epsilon, from the clean accuracy at 0.
 
     Args:
         curves: ``curve`` of autoattack.json by the name of its network.
@@ -160,8 +160,9 @@ def plot_comparison(reports: dict[str, dict[str, Any]], file: Path | BinaryIO) -
 def _epsilons(axes: plt.Axes, curves: dict[str, list[dict[str, Any]]], norm: str) -> None:
     unit = 255 if norm == "linf" else 1
     for name, curve in curves.items():
-        epsilons = [unit * point["epsilon"] for point in curve]
-        axes.plot(epsilons, [point["robust_accuracy"] for point in curve], "o-", label=fill(name, 44), clip_on=False)
+        epsilons = [0, *(unit * point["epsilon"] for point in curve)]
+        accuracies = [curve[0]["clean_accuracy"], *(point["robust_accuracy"] for point in curve)]
+        axes.plot(epsilons, accuracies, "o-", label=fill(name, 44), clip_on=False)
     axes.set(xlabel=f"epsilon ({norm})" + ", in 1/255" * (norm == "linf"), ylabel="robust accuracy, %")
     axes.set(xlim=(0, None), ylim=(0, 100))
     axes.xaxis.get_major_locator().set_params(integer=norm == "linf")
