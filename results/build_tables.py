@@ -120,12 +120,12 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def results_table(root: Path = ROOT) -> str:
-    """Each recipe: published beside measured."""
+    """Each recipe, the measured ones first: published beside measured."""
     published = {row["recipe"]: row for row in read_published(root) if row["recipe"]}
     runs = {run.folder.name: run for run in read_runs(root)}
     recipes = read_recipes(root)
     order = {name: i for i, name in enumerate(published)}
-    rows = []
+    rows, missing = [], []
     for name, recipe in sorted(recipes.items(), key=lambda item: (order.get(item[0], len(order)), item[0])):
         config, row = recipe.config, published.get(name)
         start = [
@@ -136,7 +136,7 @@ def results_table(root: Path = ROOT) -> str:
         ]
         run = runs.get(name)
         if run is None or not run.reports or not reproduces(run, recipe):
-            rows.append([*start, "not reproduced yet", NONE, NONE, NONE])
+            missing.append([*start, "not reproduced yet", NONE, NONE, NONE])
             continue
         for report in run.reports:
             figures = f"{report['clean_accuracy']:.2f} / {report['robust_accuracy']:.2f} at {report['epsilon_text']}"
@@ -147,7 +147,7 @@ def results_table(root: Path = ROOT) -> str:
     head = [
         "recipe", "data set", "student", "published", "measured", "images attacked", "epoch chosen on", "hardware",
     ]  # fmt: skip
-    return table(head, rows)
+    return table(head, rows + missing)
 
 
 def attacked(run: Run) -> list[list[str]]:
