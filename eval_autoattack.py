@@ -29,9 +29,9 @@ from engine.export import check_destinations, export_robustbench, save_adversari
 from engine.masking import cross_checks
 from engine.outcomes import NUM_SHOWN, Outcomes
 from engine.pages import write_pages
-from engine.queries import Queries, fastest_batch
-from engine.resume import interrupted_batch_size, only_evaluation, resume, state_files, state_path
-from engine.subject import Subject, load_data, load_network, run_name
+from engine.queries import Queries
+from engine.resume import choose_batch_size, clear, only_evaluation, resume, state_path
+from engine.subject import Subject, load_data, load_network, run_name, warn_of_other_training
 from engine.suite import LOGGER, Suite, check_classes, choose_attacks, find_package
 from engine.suite_log import of_each_kind, suite_log
 
@@ -47,10 +47,13 @@ def evaluate(config: EvalConfig, command: str, team: Team) -> None:
     check_destinations(config, subject.name)
     folder = Path(config.log_dir) / run_name(config)
     ensure_writable(folder, "--log-dir")
+    if team.rank == 0:
+        warn_of_other_training(subject, config)
     log = folder / "autoattack.log"
     epsilons = (config.epsilon, *(epsilon for epsilon in config.epsilons if epsilon != config.epsilon))
     with only_evaluation(folder) if team.rank == 0 else nullcontext():
         queries = Queries(subject.model, device, config.precision, config.compile)
+        height, width, channels = data.x_test.shape[1:]
         suite = Suite(
             package=package,
             attacks=attacks,
@@ -58,7 +61,7 @@ def evaluate(config: EvalConfig, command: str, team: Team) -> None:
             epsilon=config.epsilon,
             seed=config.seed,
             version=config.version,
-            batch_size=config.batch_size or choose_batch_size(queries, data, folder, team),
+            batch_size=config.batch_size or choose_batch_size(queries, (channels, height, width), folder, team),
             device=device,
             log_path=str(log),
         )
@@ -72,7 +75,6 @@ def evaluate(config: EvalConfig, command: str, team: Team) -> None:
             outcomes = Outcomes.empty(data.x_test, suite.batch_size, len(attacks), len(epsilons), keep)
         if team.rank == 0:
             report.keep_earlier(folder, fingerprint)
-            print_notices(config, subject, outcomes, team)
         with suite_log(log if team.rank == 0 else None, resumed, outcomes.warn):
             LOGGER.info(f"{command} on {describe(device)}")
             LOGGER.info("each attack gets what the ones before left robust: the suite's accuracies are of these")
@@ -84,30 +86,7 @@ def evaluate(config: EvalConfig, command: str, team: Team) -> None:
                 facts = {**fingerprint, "processes": team.size, "command": command}
                 finish(config, facts, folder, subject, queries, suite, data, outcomes)
         team.broadcast(None)  # rank 0 has written everything
-        for path in state_files(folder):
-            path.unlink(missing_ok=True)
-
-
-def choose_batch_size(queries: Queries, data: Dataset, folder: Path, team: Team) -> int:
-    """What an interrupted evaluation took, else what is fastest on rank 0's device."""
-    begun = interrupted_batch_size(folder, team)
-    if begun is not None:
-        return begun
-    height, width, channels = data.x_test.shape[1:]
-    return team.broadcast(fastest_batch(queries, (channels, height, width)) if team.rank == 0 else 0)
-
-
-def print_notices(config: EvalConfig, subject: Subject, outcomes: Outcomes, team: Team) -> None:
-    """A line about each setting that may not be what was meant."""
-    here = f"epsilon {report.format_epsilon(config.epsilon)} in {config.norm}"
-    if subject.run.get("method") != "natural" and {"norm", "epsilon"} <= subject.run.keys():
-        trained = f"epsilon {report.format_epsilon(subject.run['epsilon'])} in {subject.run['norm']}"
-        if trained != here:
-            print(f"notice: the network was trained at {trained} and is attacked at {here}", file=sys.stderr)
-    jobs = outcomes.progress.size
-    if jobs < team.size:
-        idle = f"{team.size - jobs} of {team.size} processes have nothing to do"
-        print(f"notice: {idle}, since there are {jobs} chunks: pass a smaller --batch-size", file=sys.stderr)
+        clear(folder)
 
 
 def finish(

@@ -5,6 +5,7 @@ before left robust. Each attack seeds itself, so this gives the same verdict as 
 tells in addition which attack broke an image. For the same reason a chunk may be left and gone on with between attacks.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -85,6 +86,9 @@ def evaluate(
     Raises:
         UserError: out of memory, a full disk, or outputs that are not finite.
     """
+    if team.rank == 0 and outcomes.progress.size < team.size:
+        idle = f"{team.size - outcomes.progress.size} of {team.size} processes have nothing to do"
+        print(f"notice: {idle}, there are too few chunks: pass a smaller --batch-size", file=sys.stderr)
     jobs = [tuple(job) for job in outcomes.unfinished.tolist()]
     with tqdm(disable=team.rank > 0, unit="img·attack", desc="AutoAttack") as bar:
         if team.rank == 0:
@@ -105,9 +109,10 @@ def evaluate(
                 ) from error
             where = f"epsilon {at_epsilon.epsilon:.4g}, images {part.start} to {part.stop - 1}"
             LOGGER.info(f"{where} are finished; of all so far: {so_far}")
-    told = set(outcomes.warnings)
-    for theirs in team.gather(outcomes)[1:]:
-        outcomes.merge(theirs)
+        told = set(outcomes.warnings)
+        for theirs in team.gather(outcomes)[1:]:
+            outcomes.merge(theirs)
+        bar.update(team.add("img·attack", 0) - bar.n)
     for message in sorted(set(outcomes.warnings) - told):
         LOGGER.warning(message)
     if team.rank == 0:

@@ -17,6 +17,8 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 
+from engine.errors import UserError
+
 T = TypeVar("T")
 PIECE = 1 << 20  # the store takes no value above 8 MB
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -38,12 +40,20 @@ class Team:
 
     @classmethod
     def join(cls) -> "Team":
-        """The team that torchrun made, as its environment variables tell."""
+        """The team that torchrun made, as its environment variables tell.
+
+        Raises:
+            UserError: these are set, and nobody answers there.
+        """
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
         from torch.distributed import rendezvous
 
-        store, rank, size = next(rendezvous("env://", timeout=timedelta(minutes=10)))
+        try:
+            store, rank, size = next(rendezvous("env://", timeout=timedelta(minutes=10)))
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"WORLD_SIZE is set, but no torchrun is behind it: unset it ({reason})") from error
         return cls(rank, size, int(os.environ.get("LOCAL_RANK", "0")), store)
 
     @property

@@ -1,7 +1,6 @@
 """What an evaluation knows of every image so far, and the state file from which it goes on."""
 
 import json
-import zipfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -178,13 +177,8 @@ class Outcomes:
             UserError: the file is damaged, or of an evaluation with another fingerprint.
         """
         theirs, outcomes = read_state(path)
-        differ = [
-            f"{key} {_short(theirs.get(key))} there and {_short(value)} here"
-            for key, value in fingerprint.items()
-            if theirs.get(key) != value
-        ]
-        if differ:
-            raise UserError(f"{path} is of another, unfinished evaluation ({'; '.join(differ)}): {MEND}")
+        if differ := differences(theirs, fingerprint):
+            raise UserError(f"{path} is of another, unfinished evaluation ({differ}): {MEND}")
         return outcomes
 
 
@@ -194,8 +188,19 @@ def read_state(path: Path) -> tuple[dict[str, Any], Outcomes]:
         with np.load(path, allow_pickle=False) as file:
             outcomes = Outcomes(**{field.name: file[field.name][()] for field in fields(Outcomes)})
             return json.loads(str(file["fingerprint"])), outcomes
-    except (zipfile.BadZipFile, ValueError, EOFError, LookupError, AttributeError) as error:
+    except PermissionError:
+        raise
+    except Exception as error:  # a damaged file makes zipfile and numpy raise nearly anything
         raise UserError(f"{path} is damaged and cannot be gone on with: {MEND}") from error
+
+
+def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """In what two fingerprints differ; empty if in nothing."""
+    return "; ".join(
+        f"{key} {_short(theirs.get(key))} there and {_short(value)} here"
+        for key, value in ours.items()
+        if theirs.get(key) != value
+    )
 
 
 def _short(value: Any) -> str:

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 from engine.distributed import Team
 from engine.errors import UserError
-from engine.outcomes import Outcomes, read_state
+from engine.outcomes import Outcomes, differences, read_state
+from engine.queries import Queries, fastest_batch
 
 T = TypeVar("T")
 
@@ -22,25 +23,39 @@ def state_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("autoattack.state*.npz"))
 
 
+def clear(folder: Path) -> None:
+    """Remove the state files, also what a kill left half written."""
+    for path in folder.glob("autoattack.state*"):
+        path.unlink(missing_ok=True)
+
+
 def resume(folder: Path, fingerprint: dict[str, Any], team: Team) -> Outcomes | None:
     """The outcomes of all processes of an interrupted evaluation; None if there was none.
 
     Raises:
-        UserError: a state file is damaged, or of an evaluation with another fingerprint.
+        UserError: a state file is damaged, or of an evaluation with another fingerprint; or the processes' differ.
     """
+    for rank, theirs in enumerate(team.gather(fingerprint)):
+        if differ := differences(theirs, fingerprint):
+            raise UserError(f"process {rank} has other files or settings ({differ}): give all machines the same")
     found = _from_all_machines(folder, lambda path: Outcomes.load(path, fingerprint), team)
     for other in found[1:]:
         found[0].merge(other)
     return team.broadcast(found[0] if found else None)
 
 
-def interrupted_batch_size(folder: Path, team: Team) -> int | None:
-    """That of the evaluation with which ``resume`` would go on.
+def choose_batch_size(queries: Queries, image_shape: tuple[int, int, int], folder: Path, team: Team) -> int:
+    """That of the evaluation with which ``resume`` would go on, else what is fastest on rank 0's device.
+
+    Args:
+        image_shape: (C, H, W).
 
     Raises:
         UserError: a state file is damaged.
     """
     found = _from_all_machines(folder, lambda path: int(read_state(path)[1].batch_size), team)
+    if team.rank == 0 and not found:
+        found.append(fastest_batch(queries, image_shape))
     return team.broadcast(found[0] if found else None)
 
 

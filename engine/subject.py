@@ -1,6 +1,7 @@
 """What an evaluation is about: the network in a checkpoint, and the test images that belong to it."""
 
 import re
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from datasets import Dataset, load_dataset
 from engine.checkpoint import infer_architecture, load_file, load_strictly, student_state
 from engine.config import EvalConfig
 from engine.errors import UserError
+from engine.report import format_epsilon
 from models import RESNETS, create_model
 
 
@@ -74,3 +76,13 @@ def run_name(config: EvalConfig) -> str:
     path = Path(config.checkpoint).resolve()
     ours = re.fullmatch(r"last|best|(student|average)-epoch\d+", path.stem)
     return config.mark or re.sub(r"[^\w.+-]", "-", path.parent.name if ours else path.stem)
+
+
+def warn_of_other_training(subject: Subject, config: EvalConfig) -> None:
+    """One line where the network was made robust in another ball than the one in which it is attacked."""
+    if subject.run.get("method") == "natural" or not {"norm", "epsilon"} <= subject.run.keys():
+        return
+    trained = f"epsilon {format_epsilon(subject.run['epsilon'])} in {subject.run['norm']}"
+    attacked = f"epsilon {format_epsilon(config.epsilon)} in {config.norm}"
+    if trained != attacked:
+        print(f"notice: the network was trained at {trained} and is attacked at {attacked}", file=sys.stderr)

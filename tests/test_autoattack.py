@@ -2,6 +2,7 @@
 
 import logging
 import re
+from dataclasses import fields, replace
 
 import numpy as np
 import pyautoattack
@@ -13,8 +14,10 @@ from torch import nn
 from datasets import load_dataset
 from datasets.loader import to_device, to_float
 from engine import suite as suites
-from engine.autoattack import attack_chunk
+from engine.autoattack import attack_chunk, evaluate
+from engine.distributed import Team
 from engine.errors import UserError
+from engine.outcomes import Outcomes
 from engine.suite import STANDARD, Suite, choose_attacks
 
 DIGITS = load_dataset("digits")
@@ -138,6 +141,97 @@ def test_suite_warns_when_square_finds_what_the_others_missed():
     finally:
         suites.LOGGER.removeHandler(handler)
     assert [re.search(r"decreased the robust accuracy of (\S+)\.", r.getMessage())[1] for r in records] == ["1.00%"]
+
+
+def first(n):
+    return replace(DIGITS, x_test=DIGITS.x_test[:n], y_test=DIGITS.y_test[:n])
+
+
+def evaluated(model, suite, epsilons, data, outcomes=None, save=lambda: None):
+    outcomes = outcomes or Outcomes.empty(data.x_test, suite.batch_size, len(suite.attacks), len(epsilons), 3)
+    evaluate(model, suite, epsilons, data, outcomes, save, Team())
+    return outcomes
+
+
+def assert_same(ours, theirs):
+    for field in fields(Outcomes):
+        if field.name != "seconds":
+            np.testing.assert_array_equal(getattr(ours, field.name), getattr(theirs, field.name), field.name)
+
+
+def test_an_evaluation_goes_on_after_any_step(models, tmp_path, monkeypatch):
+    """No attack runs twice, and the outcomes are those of an evaluation that nobody stopped."""
+    attacks = suite(attacks=("apgd-ce", "apgd-dlr"), version="dev", batch_size=4)
+    calls, run = [], Suite.run
+    monkeypatch.setattr(Suite, "run", lambda self, *args: calls.append(args[1]) or run(self, *args))
+    data, path, epsilons = first(6), tmp_path / "state.npz", (0.05, 0.0)
+    whole = evaluated(models["natural"], attacks, epsilons, data)
+    in_one_go = calls.copy()
+    assert whole.progress.tolist() == [[3, 3], [3, 3]] and whole.finished == 4
+    for stop in range(1, 6):
+        saves, half_way = [], Outcomes.empty(data.x_test, 4, 2, 2, 3)
+
+        def save(saves=saves, half_way=half_way, stop=stop):
+            half_way.save(path, {"seed": 3})
+            saves.append(1)
+            if len(saves) == stop:
+                raise KeyboardInterrupt
+
+        calls.clear()
+        with pytest.raises(KeyboardInterrupt):
+            evaluated(models["natural"], attacks, epsilons, data, half_way, save)
+        loaded = Outcomes.load(path, {"seed": 3})
+        assert loaded.progress.sum() == stop
+        assert_same(evaluated(models["natural"], attacks, epsilons, data, loaded), whole)
+        assert calls == in_one_go
+
+
+def test_every_epsilon_is_attacked_on_its_own(models):
+    attacks, data = suite(attacks=("apgd-ce", "apgd-dlr"), version="dev"), first(20)
+    curve = evaluated(models["natural"], attacks, (0.08, 0.0, 0.04), data)
+    for index, epsilon in ((0, 0.08), (2, 0.04)):
+        alone = evaluated(models["natural"], replace(attacks, epsilon=epsilon), (epsilon,), data)
+        np.testing.assert_array_equal(curve.broken_by[index], alone.broken_by[0])
+        np.testing.assert_array_equal(curve.adversarial_prediction[index], alone.adversarial_prediction[0])
+        assert curve.accuracies(attacks.attacks, index) == alone.accuracies(attacks.attacks)
+        if index == 0:
+            np.testing.assert_array_equal(curve.kept_x_adv, alone.kept_x_adv)
+    np.testing.assert_array_equal(curve.adversarial_prediction[1], curve.clean_prediction)
+    assert set(curve.broken_by[1]) <= {"", "clean"} and curve.seconds[1, :, 1:].max() < 0.01
+    robust = curve.robust.sum(1)
+    assert robust[0] < robust[2] < robust[1]  # the test would be worth little otherwise
+
+
+def test_what_processes_did_is_merged_whatever_the_order(models):
+    model, data, epsilons = models["natural"], first(10), (0.08, 0.1)
+    attacks = suite(attacks=("apgd-ce", "apgd-dlr"), version="custom", batch_size=4)
+    x, y = digits(10)
+    steps = {
+        (epsilon, chunk): list(attack_chunk(model, replace(attacks, epsilon=epsilons[epsilon]), x[part], y[part]))
+        for epsilon in range(2)
+        for chunk, part in enumerate([slice(0, 4), slice(4, 8), slice(8, 10)])
+    }
+    random = np.random.default_rng(0)
+    for keep in (3, 10):
+        whole = Outcomes.empty(data.x_test, 4, 2, 2, keep)
+        for job, of_job in steps.items():
+            for step in of_job:
+                whole.add(*job, step)
+        members = [Outcomes.empty(data.x_test, 4, 2, 2, keep) for _ in range(3)]
+        for job in random.permutation(list(steps)):
+            for member, done in zip(random.permutation(3), (3, 2, 0), strict=True):  # one finished what another began
+                for step in steps[tuple(job)][:done]:
+                    members[member].add(*job, step)
+        members[1].warn("b"), members[2].warn("a"), members[2].warn("b")
+        for member in members[1:]:
+            members[0].merge(member)
+        assert members[0].warnings.tolist() == ["a", "b"]
+        members[0].warnings = whole.warnings
+        assert_same(members[0], whole)
+        broken = [i for i in range(10) if whole.broken_by[0, i] not in ("", "clean")]
+        assert whole.kept_index.tolist() == broken[:keep] and len(broken) > 3
+    x_adv, _ = official(model, x, y, "Linf", 0.08, 4, ["apgd-ce", "apgd-dlr"])
+    np.testing.assert_array_equal(whole.x_adv(data.x_test), x_adv)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: torch.cuda.is_available() is false")

@@ -22,7 +22,8 @@ from engine.checkpoint import FORMAT, file_hash
 from engine.command_line import parse_eval
 from engine.errors import run_program
 from engine.report import format_epsilon
-from engine.subject import run_name
+from engine.resume import only_evaluation
+from engine.subject import Subject, run_name, warn_of_other_training
 from engine.suite import STANDARD
 from models import create_model
 
@@ -182,6 +183,9 @@ def test_a_foreign_or_torn_state_is_refused_and_kept(program, checkpoint, tmp_pa
         (("--batch-size", "3"), "batch_size 2 there and 3 here"),
         (("--n-examples", "5"), "n 6 there and 5 here"),
         (("--attacks", "apgd-dlr"), 'attacks ["apgd-ce"] there and ["apgd-dlr"] here'),
+        (("--epsilons", "0"), "epsilons [0.02] there and [0.02, 0.0] here"),
+        (("--precision", "bf16"), "precision fp32 there and bf16 here"),
+        (("--save-adv", tmp_path / "adv.npz"), "save_adv false there and true here"),
     ]:
         status, out, err = program("--checkpoint", checkpoint, *QUICK, *flags)
         assert (status, out) == (1, "")
@@ -192,6 +196,49 @@ def test_a_foreign_or_torn_state_is_refused_and_kept(program, checkpoint, tmp_pa
     assert status == 1 and err.startswith(f"error: {state} is damaged") and "delete it" in err and err.count("\n") == 1
     state.write_bytes(finished)
     assert program("--checkpoint", checkpoint, *QUICK)[0] == 0 and not state.exists()
+
+
+def test_one_evaluation_of_a_mark_at_a_time(program, checkpoint, tmp_path):
+    folder = tmp_path / "Logs/some-run"
+    folder.mkdir(parents=True)
+    with only_evaluation(folder):
+        status, out, err = program("--checkpoint", checkpoint, *QUICK)
+        assert (status, out) == (1, "")
+        assert err == f"error: another evaluation is running in {folder}: wait for it, or use another --mark\n"
+        assert program("--checkpoint", checkpoint, *QUICK, "--mark", "other")[0] == 0
+    assert program("--checkpoint", checkpoint, *QUICK)[0] == 0
+
+
+def test_an_automatic_batch_size_is_kept_when_going_on(program, checkpoint, tmp_path, monkeypatch):
+    def full_disk(*args):
+        raise OSError(28, "No space left on device")
+
+    flags = ("--checkpoint", checkpoint, *QUICK, "--batch-size", "auto")
+    monkeypatch.setattr("engine.resume.fastest_batch", lambda queries, shape: {(3, 16, 16): 4}[shape])
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.report.write_report", full_disk)
+        assert program(*flags)[0] == 1
+    monkeypatch.setattr("engine.resume.fastest_batch", lambda queries, shape: 5)  # another device, or another moment
+    assert program(*flags)[0] == 0
+    assert json.loads((tmp_path / "Logs/some-run/autoattack.json").read_text())["batch_size"] == 4
+
+
+def test_another_ball_than_in_training_is_told_of(program, checkpoint, tmp_path, capsys):
+    content, config = torch.load(checkpoint, weights_only=True), parse_eval(["--epsilon", "0.02"])
+    torch.save({**content, "config": {**content["config"], "epsilon": 8 / 255, "norm": "linf"}}, tmp_path / "net.pt")
+    status, _, err = program("--checkpoint", tmp_path / "net.pt", *QUICK)
+    assert status == 0 and err.startswith(
+        "notice: the network was trained at epsilon 8/255 in linf and is attacked at epsilon 0.02 in linf\n"
+    )
+    for run, told in [
+        ({"epsilon": 0.02, "norm": "l2"}, "trained at epsilon 0.02 in l2 and is attacked at epsilon 0.02 in linf"),
+        ({"epsilon": 0.02, "norm": "linf", "method": "at"}, ""),
+        ({"epsilon": 0.1, "norm": "linf", "method": "natural"}, ""),
+        ({}, ""),  # a published file
+    ]:
+        warn_of_other_training(Subject(torch.nn.Identity(), "a", 10, None, run), config)
+        err = capsys.readouterr().err
+        assert told in err and bool(told) == bool(err)
 
 
 def test_the_report_of_another_evaluation_is_kept(program, checkpoint, tmp_path):
