@@ -1,5 +1,6 @@
 """One attack of the suite on fast, watched queries gives the front end's verdict on every image."""
 
+import json
 import logging
 from types import SimpleNamespace
 
@@ -11,8 +12,9 @@ from conftest import ROOT
 from test_autoattack import attacked, digits, tiny, train
 from torch import nn
 
+from benchmarks import autoattack as benchmark
 from engine.checkpoint import load_file, student_state
-from engine.queries import Queries, lead
+from engine.queries import Queries, _Differentiable, lead
 from engine.suite import LOGGER, SUITES, Suite, choose_attacks
 from models import create_model
 
@@ -238,3 +240,27 @@ def test_zero_gradients_are_told_of(models):
 
     lines = list(messages(Masked(models["robust"]), suite("linf", 0.01, "custom", ("apgd-dlr",))))
     assert any("6 points with zero gradient" in line for line in lines[0])
+
+
+def test_benchmark_compares_the_two(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pyautoattack, "AutoAttack", Short)
+    for owner, name in (
+        (Suite, "_check"), (_Differentiable, "backward"),
+        (pyautoattack.fab_base, "projection_linf"), (pyautoattack.fab_base, "projection_l2"),
+    ):  # fmt: skip
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # timed there, and put back after the test
+    flags = ["--checkpoint", QUICKSTART, "--n", "3", "--batch-size", "2", "--epsilon", "0.25", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["autoattack.py", *flags])
+    benchmark.main()
+    figures = json.loads((tmp_path / "autoattack.json").read_text())
+    assert figures["images"] == 3 and figures["differences"] == []
+    assert figures["robust"]["ours"] == figures["robust"]["front end"]
+    assert 0 < figures["ours"]["rows"] < figures["front end"]["rows"]
+    steps = ["clean", *SUITES["standard"]]
+    assert list(figures["ours"]["seconds"]) == steps == list(figures["ours"]["profile"])
+    assert set(figures["front end"]["seconds"]) <= set(steps)
+    for step in steps:  # the parts make up the whole
+        assert sum(figures["ours"]["profile"][step].values()) == pytest.approx(figures["ours"]["seconds"][step])
+    text = (tmp_path / "autoattack.md").read_text()
+    assert capsys.readouterr().out == text
+    assert f"| **{figures['ratio']:.2f}** |" in text and "0 verdicts differ" in text
