@@ -59,7 +59,7 @@ def models():
     return {
         "untrained": tiny().eval().requires_grad_(False),
         "natural": train(tiny(), 10),
-        "robust": train(tiny(), 25, epsilon=0.1),
+        "robust": train(tiny(), 15, epsilon=0.05),
     }
 
 
@@ -112,7 +112,7 @@ def test_same_verdict_as_the_official_front_end(models, name, norm, epsilon, n):
     difference = (x_adv - x.numpy()).reshape(len(x), -1)
     assert np.linalg.norm(difference, np.inf if norm == "linf" else 2, axis=1).max() <= epsilon + 1e-6
     if name == "robust":  # the test would be worth little if all fell or none
-        assert 2 <= (ours["broken_by"] == "").sum() <= 10
+        assert 3 <= (ours["broken_by"] == "").sum() <= 9
 
 
 def test_same_verdict_for_custom_attacks(models):
