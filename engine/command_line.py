@@ -93,6 +93,7 @@ def parse_eval(argv: list[str] | None = None) -> EvalConfig:
     }
     values = vars(_parser("Measure robustness with AutoAttack.", EvalConfig, legacy).parse_args(argv))
     values.pop("dataparallel", None)
+    values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     if "widen_factor" in values:
         values.setdefault("student", f"wrn-34-{values.pop('widen_factor')}")
         values.pop("widen_factor", None)

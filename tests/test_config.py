@@ -43,6 +43,7 @@ def test_evaluation_defaults():
 
 
 VALUES = {"dataset": "mine", "student": "resnet18", "device": "cpu", "mark": "my-run_1.2+x", "decay_epochs": (5, 6)}
+VALUES |= {"version": "custom", "epsilons": (0.0, 0.5), "export": ("robustbench", "out"), "compare": ("a", "b")}
 
 
 def another_value(f, config):
@@ -61,7 +62,8 @@ def test_every_field_has_a_flag(parse, config):
     values = {f.name: another_value(f, config) for f in dataclasses.fields(config)}
     argv = []
     for name, value in values.items():
-        argv += [flag(name), ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+        words = value if isinstance(value, tuple) else (value,)
+        argv += [flag(name), *words] if name in ("export", "compare") else [flag(name), ",".join(map(str, words))]
     assert all(value != getattr(config(), name) for name, value in values.items())
     assert parse(argv) == config(**values)
 
@@ -181,7 +183,7 @@ def test_decay_epochs(text, value):
 IMPOSSIBLE = {
     "--epochs 0": "--epochs 0 must be at least 1",
     "--epochs 1.5": "--epochs: invalid int value: '1.5'",
-    "--batch-size 0": "--batch-size 0 must be at least 1",
+    "--batch-size 0": "--batch-size 0: write a number of images, at least 1, or auto",
     "--batch-size -3": "--batch-size -3 must be at least 1",
     "--batch-size many": "--batch-size: invalid int value: 'many'",
     "--num-steps 0": "--num-steps 0 must be at least 1",
@@ -240,7 +242,7 @@ def test_impossible_settings_without_a_command_line(values, message):
 
 def test_impossible_evaluation_settings():
     for line, message in {
-        "--batch-size 0": "--batch-size 0 must be at least 1",
+        "--batch-size 0": "--batch-size 0: write a number of images, at least 1, or auto",
         "--n-examples -1": "--n-examples -1 must be 0",
         "--version custom": "--attacks goes with --version custom",
         "--attacks square": "--attacks goes with --version custom",
