@@ -183,7 +183,7 @@ def test_decay_epochs(text, value):
 IMPOSSIBLE = {
     "--epochs 0": "--epochs 0 must be at least 1",
     "--epochs 1.5": "--epochs: invalid int value: '1.5'",
-    "--batch-size 0": "--batch-size 0: write a number of images, at least 1, or auto",
+    "--batch-size 0": "--batch-size 0 must be at least 1",
     "--batch-size -3": "--batch-size -3 must be at least 1",
     "--batch-size many": "--batch-size: invalid int value: 'many'",
     "--num-steps 0": "--num-steps 0 must be at least 1",

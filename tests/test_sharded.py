@@ -32,7 +32,8 @@ MAY_DIFFER = {"seconds", "throughput", "processes", "command", "date", "hardware
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("checkpoints") / "net.pt"
-    model = train(create_model("wrn-10-1", 10).train(), 2)
+    torch.manual_seed(0)
+    model = train(create_model("wrn-10-1", 10).train(), 4)
     config = {"student": "wrn-10-1", "dataset": "digits"}
     torch.save({"format": FORMAT, "config": config, "student": model.state_dict()}, path)
     return path
@@ -44,6 +45,8 @@ def alone(checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     started = time.monotonic()
     assert status(start(checkpoint, folder)) == 0, (folder / "output").read_text()
+    found = set(np.load(folder / "run/autoattack.npz")["broken_by"])
+    assert {"", "apgd-ce"} <= found  # the comparisons would be worth little otherwise
     return folder, time.monotonic() - started
 
 
