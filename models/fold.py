@@ -4,12 +4,26 @@ import torch
 from torch import Tensor, fx, nn
 
 
+class Affine(nn.Module):
+    """An eval-mode BatchNorm as one multiply-add, whose backward sums up no gradients of weights that are frozen."""
+
+    def __init__(self, bn: nn.BatchNorm2d):
+        super().__init__()
+        self.bn = bn
+        self.scale, self.shift = (torch.empty_like(bn.running_mean).view(1, -1, 1, 1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype != self.scale.dtype:  # mixed precision, of which addcmul would make float32
+            return self.bn(x)
+        return torch.addcmul(self.shift, x, self.scale)
+
+
 class Folded:
     """An eval-mode forward of ``model`` in which every BatchNorm that directly follows a convolution is folded into it.
 
     With s = weight / sqrt(running_var + eps), bn(conv(x)) is a convolution with kernel s W and bias
-    bias - s running_mean. Everything that is not folded (a pre-activation BatchNorm, the linear layer) is shared with
-    the model. It is differentiable in the images alone: the folded kernels need no gradient.
+    bias - s running_mean. A BatchNorm that follows something else becomes a multiply-add; the linear layer is shared
+    with the model. It is differentiable in the images alone: what is folded needs no gradient.
 
     Args:
         model: any network that ``torch.fx`` can trace. Put it in eval mode before calling this.
@@ -22,18 +36,18 @@ class Folded:
         traced = fx.symbolic_trace(model)
         modules = dict(traced.named_modules())
         self._pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d, nn.Conv2d]] = []
+        self._affine: list[tuple[nn.BatchNorm2d, Affine]] = []
         for node in list(traced.graph.nodes):
-            source = node.args[0] if node.args else None
-            if not (
-                node.op == "call_module"
-                and isinstance(modules[node.target], nn.BatchNorm2d)
-                and isinstance(source, fx.Node)
-                and source.op == "call_module"
-                and isinstance(modules[source.target], nn.Conv2d)
-                and len(source.users) == 1
-            ):
+            if node.op != "call_module" or not isinstance(modules[node.target], nn.BatchNorm2d):
                 continue
-            conv, bn = modules[source.target], modules[node.target]
+            source, bn = node.args[0], modules[node.target]
+            follows = modules.get(source.target) if source.op == "call_module" and len(source.users) == 1 else None
+            if not isinstance(follows, nn.Conv2d):
+                self._affine.append((bn, Affine(bn)))
+                node.target = f"affine_{len(self._affine)}"
+                traced.add_submodule(node.target, self._affine[-1][1])
+                continue
+            conv = follows
             folded = nn.Conv2d(
                 conv.in_channels,
                 conv.out_channels,
@@ -58,6 +72,9 @@ class Folded:
     @torch.no_grad()
     def refresh(self) -> None:
         """Fold the model's present weights and statistics; call it whenever they have changed."""
+        for bn, affine in self._affine:
+            torch.div(bn.weight, torch.sqrt(bn.running_var + bn.eps), out=affine.scale.view(-1))
+            torch.addcmul(bn.bias, affine.scale.view(-1), -bn.running_mean, out=affine.shift.view(-1))
         for conv, bn, folded in self._pairs:
             scale = bn.weight / torch.sqrt(bn.running_var + bn.eps)
             torch.mul(conv.weight, scale.view(-1, 1, 1, 1), out=folded.weight)
