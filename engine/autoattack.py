@@ -92,7 +92,7 @@ def evaluate(
     jobs = [tuple(job) for job in outcomes.unfinished.tolist()]
     with tqdm(disable=team.rank > 0, unit="img·attack", desc="AutoAttack") as bar:
         if team.rank == 0:
-            _restore(bar, outcomes, team)
+            _restore(bar, outcomes, epsilons, team)
         for epsilon, chunk in team.share(jobs):
             part, done = outcomes.part(chunk), int(outcomes.progress[epsilon, chunk])
             pixels, y = to_device(data.x_test[part], data.y_test[part], suite.device)
@@ -100,15 +100,15 @@ def evaluate(
             at_epsilon = replace(suite, epsilon=epsilons[epsilon])
             try:
                 for step in attack_chunk(queries, at_epsilon, to_float(pixels), y, done, prediction):
-                    so_far = _advance(bar, team, epsilon, step)
+                    # First: it ends a process whose torchrun is gone, before it writes over its successor's state.
+                    so_far = _advance(bar, team, at_epsilon.epsilon, step)
                     outcomes.add(epsilon, chunk, step)
                     save()
             except torch.cuda.OutOfMemoryError as error:
                 raise UserError(
                     f"--batch-size {suite.batch_size} does not fit into the device's memory: pass less"
                 ) from error
-            where = f"epsilon {at_epsilon.epsilon:.4g}, images {part.start} to {part.stop - 1}"
-            LOGGER.info(f"{where} are finished; of all so far: {so_far}")
+            LOGGER.info(f"images {part.start} to {part.stop - 1} are finished; of all so far, {so_far}")
         told = set(outcomes.warnings)
         for theirs in team.gather(outcomes)[1:]:
             outcomes.merge(theirs)
@@ -120,27 +120,28 @@ def evaluate(
             suite.warn_about_square(outcomes.accuracies(suite.attacks, epsilon))
 
 
-def _restore(bar: tqdm, outcomes: Outcomes, team: Team) -> None:
+def _restore(bar: tqdm, outcomes: Outcomes, epsilons: tuple[float, ...], team: Team) -> None:
     """Let the bar begin where an interrupted evaluation ended."""
-    num_epsilons, n = outcomes.broken_by.shape
+    n = len(outcomes.clean_prediction)
     steps = np.repeat(outcomes.progress, outcomes.batch_size, axis=1)[:, :n]
-    bar.total = num_epsilons * n * (outcomes.seconds.shape[-1] - 1)
+    bar.total = len(epsilons) * n * (outcomes.seconds.shape[-1] - 1)
     bar.initial = bar.n = team.add("img·attack", (steps - 1).clip(0).sum())
-    for epsilon, met in enumerate(steps > 0):
-        team.add(f"{epsilon}: met", met.sum())
-        team.add(f"{epsilon}: right", (met & (outcomes.broken_by[epsilon] != "clean")).sum())
-        team.add(f"{epsilon}: robust", (met & (outcomes.broken_by[epsilon] == "")).sum())
+    for epsilon, met, broken_by in zip(epsilons, steps > 0, outcomes.broken_by, strict=True):
+        team.add(f"met at {epsilon}", met.sum())
+        team.add(f"right at {epsilon}", (met & (broken_by != "clean")).sum())
+        team.add(f"robust at {epsilon}", (met & (broken_by == "")).sum())
     bar.refresh()
 
 
-def _advance(bar: tqdm, team: Team, epsilon: int, step: Step) -> str:
+def _advance(bar: tqdm, team: Team, epsilon: float, step: Step) -> str:
     """Count a step; the accuracies at this epsilon of all images so far, under the attacks that each has met."""
     n, broken, clean = len(step.broken), step.broken.sum(), step.name == "clean"
-    met = team.add(f"{epsilon}: met", n if clean else 0)
-    right = team.add(f"{epsilon}: right", n - broken if clean else 0)
-    robust = team.add(f"{epsilon}: robust", n - broken if clean else -broken)
+    met = team.add(f"met at {epsilon}", n if clean else 0)
+    right = team.add(f"right at {epsilon}", n - broken if clean else 0)
+    robust = team.add(f"robust at {epsilon}", n - broken if clean else -broken)
     attacked = team.add("img·attack", 0 if clean else n)
-    so_far = f"clean {100 * right / max(met, 1):.2f}%, robust {100 * robust / max(met, 1):.2f}% after {step.name}"
+    percent = 100 / max(met, 1)  # rank 0 may not have told yet of what was met before an interruption
+    so_far = f"epsilon {epsilon:.4g}: clean {percent * right:.2f}%, robust {percent * robust:.2f}% after {step.name}"
     bar.set_postfix_str(so_far, refresh=False)
     bar.update(attacked - bar.n)
     return so_far

@@ -71,11 +71,18 @@ class Team:
         return name
 
     def add(self, counter: str, amount: int) -> int:
-        """Count together with all others; returns the sum so far."""
-        if self._store is not None:
+        """Count together with all others; returns the sum so far.
+
+        Raises:
+            UserError: torchrun, which keeps the count, is gone.
+        """
+        if self._store is None:
+            self._counters[counter] += int(amount)
+            return self._counters[counter]
+        try:
             return self._store.add(counter, int(amount))
-        self._counters[counter] += int(amount)
-        return self._counters[counter]
+        except RuntimeError as error:
+            raise UserError("torchrun is gone: the same command goes on with what is not finished") from error
 
     def share(self, jobs: Sequence[T]) -> Iterator[T]:
         """The next job that nobody has taken, until there is none; once in a team's life."""
@@ -103,7 +110,7 @@ class Team:
         """Whether no other process has ended early before this one, so that it is the one to say why."""
         try:
             return self.add("ended early", 1) == 1
-        except RuntimeError:  # the store is gone, and torchrun with it
+        except UserError:
             return self.rank == 0
 
     def _send(self, key: str, value: Any) -> None:
@@ -114,12 +121,12 @@ class Team:
         self._store.set(key, str(len(data)))
 
     def _receive(self, key: str) -> Any:
-        while not self._store.check([key]):
-            if self.add("ended early", 0):
-                raise SystemExit(1)
+        while self.add("ended early", 0) == 0:
+            if self._store.check([key]):
+                pieces = range(0, int(self._store.get(key)), PIECE)
+                return pickle.loads(b"".join(self._store.get(f"{key}: {start}") for start in pieces))
             time.sleep(SECONDS_BETWEEN_LOOKS)
-        pieces = range(0, int(self._store.get(key)), PIECE)
-        return pickle.loads(b"".join(self._store.get(f"{key}: {start}") for start in pieces))
+        raise SystemExit(1)
 
 
 @contextmanager

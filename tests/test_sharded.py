@@ -89,6 +89,13 @@ def status(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def wait_until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def figures(folder):
     def without(value):
         if isinstance(value, dict):
@@ -134,8 +141,7 @@ def test_processes_killed_and_ended_and_then_others_go_on(checkpoint, alone, tmp
     moments, before = random.Random(), finished_steps(tmp_path)
     for size in (3, 2):
         with team(checkpoint, tmp_path, size) as pids:
-            while (finished_steps(tmp_path) == before).all():
-                time.sleep(0.02)
+            wait_until(lambda before=before: (finished_steps(tmp_path) != before).any())
             time.sleep(moments.uniform(0, 0.15) * seconds)
             victim = pids.pop(moments.randrange(size))
             os.kill(victim, signal.SIGKILL)
@@ -147,6 +153,12 @@ def test_processes_killed_and_ended_and_then_others_go_on(checkpoint, alone, tmp
         assert "Traceback" not in output and output.count("stopped: finished attacks are kept") == 4 - size
         assert (finished_steps(tmp_path) >= before).all()
         before = finished_steps(tmp_path)
+    (tmp_path / "output").unlink()
+    with team(checkpoint, tmp_path, 2) as pids:
+        wait_until(lambda: (tmp_path / "output").exists() and "AutoAttack" in (tmp_path / "output").read_text())
+    assert [status(pid) for pid in pids] == [1, 1]  # torchrun was killed, and with it the store
+    assert "error: torchrun is gone: the same command goes on" in (output := (tmp_path / "output").read_text())
+    assert "Traceback" not in output
     assert status(start(checkpoint, tmp_path)) == 0, (tmp_path / "output").read_text()
     assert_same_report(tmp_path, folder)
 
