@@ -53,7 +53,6 @@ def evaluate(config: EvalConfig, command: str, team: Team) -> None:
     epsilons = (config.epsilon, *(epsilon for epsilon in config.epsilons if epsilon != config.epsilon))
     with only_evaluation(folder) if team.rank == 0 else nullcontext():
         queries = Queries(subject.model, device, config.precision, config.compile)
-        height, width, channels = data.x_test.shape[1:]
         suite = Suite(
             package=package,
             attacks=attacks,
@@ -61,13 +60,13 @@ def evaluate(config: EvalConfig, command: str, team: Team) -> None:
             epsilon=config.epsilon,
             seed=config.seed,
             version=config.version,
-            batch_size=config.batch_size or choose_batch_size(queries, (channels, height, width), folder, team),
+            batch_size=config.batch_size or choose_batch_size(queries, data.x_test, folder, team),
             device=device,
             log_path=str(log),
         )
         sha256 = file_hash(config.checkpoint)
         fingerprint = report.fingerprint(suite, epsilons, config.precision, sha256, subject.name, data)
-        state = {**fingerprint, "save_adv": bool(config.save_adv)}
+        state = fingerprint | ({"save_adv": True} if config.save_adv else {})  # what keeps all may go on keeping some
         outcomes = resume(folder, state, team)
         resumed = outcomes is not None
         if outcomes is None:
@@ -79,7 +78,7 @@ def evaluate(config: EvalConfig, command: str, team: Team) -> None:
             LOGGER.info(f"{command} on {describe(device)}")
             LOGGER.info("each attack gets what the ones before left robust: the suite's accuracies are of these")
             if resumed:
-                LOGGER.info(f"going on: {outcomes.finished} of {outcomes.progress.size} chunks are finished")
+                LOGGER.info(f"going on: {outcomes.progress.sum()} of {outcomes.seconds.size} steps are finished")
             save = partial(outcomes.save, state_path(folder, team.rank), state)
             autoattack.evaluate(queries, suite, epsilons, data, outcomes, save, team)
             if team.rank == 0:
@@ -108,24 +107,27 @@ def finish(
         "hardware": describe(suite.device),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+    result["warnings"] = of_each_kind(outcomes.warnings)  # the checks below go to extremes and have their own
     lines = []
     if config.cross_checks:
+        LOGGER.info(f"cross-checks on the first {config.cross_checks} images, at other radii too")
         pixels, y = to_device(data.x_test[: config.cross_checks], data.y_test[: config.cross_checks], suite.device)
         robust = torch.from_numpy(outcomes.robust[0, : config.cross_checks]).to(suite.device)
         checks = cross_checks(queries, suite, to_float(pixels), y, robust)
         result["checks"] = [asdict(check) for check in checks]
         lines += map(str, checks)
-    result["warnings"] = of_each_kind(outcomes.warnings)
     report.write_report(folder, result, outcomes, data.y_test)
-    lines += [report.draw(folder, outcomes, data), write_pages(folder, result)]
-    if config.save_adv:
-        path, x_adv = Path(config.save_adv), outcomes.x_adv(data.x_test)
-        taken_for = outcomes.adversarial_prediction[0]
-        lines.append(save_adversarial(path, queries, suite, x_adv, data.x_test, data.y_test, taken_for))
-    if config.export:
-        lines.append(export_robustbench(Path(config.export[1]), folder.name, subject, result))
     LOGGER.info(report.last_line(result))
-    print(report.table(result), *lines, report.last_line(result), sep="\n")
+    print(report.table(result), *lines, report.draw(folder, outcomes, data), write_pages(folder, result), sep="\n")
+    try:
+        if config.save_adv:
+            path, x_adv = Path(config.save_adv), outcomes.x_adv(data.x_test)
+            taken_for = outcomes.adversarial_prediction[0]
+            print(save_adversarial(path, queries, suite, x_adv, data.x_test, data.y_test, taken_for))
+        if config.export:
+            print(export_robustbench(Path(config.export[1]), folder.name, subject, result))
+    finally:  # a full disk must not keep the verdict back
+        print(report.last_line(result))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -10,6 +10,7 @@ Writes agreement.json: each one's accuracy, and for how many images its verdict 
 
 import argparse
 import importlib.metadata
+import importlib.util
 import json
 import sys
 from datetime import datetime, timezone
@@ -26,7 +27,7 @@ from datasets.loader import to_device, to_float
 from engine.checkpoint import file_hash
 from engine.config import EvalConfig, parse_epsilon
 from engine.device import choose_device, describe
-from engine.errors import run_program
+from engine.errors import UserError, run_program
 from engine.evaluation import cross_entropy_per_image, pgd20
 from engine.subject import load_data, load_network
 
@@ -93,6 +94,9 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    for name in PACKAGES:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"{name} is not installed: pip install torchattacks==3.5.1 foolbox")
     config = EvalConfig(checkpoint=args.checkpoint, dataset=args.dataset, data_dir=args.data_dir)
     subject, device = load_network(config), choose_device(args.device)
     data = load_data(config, subject)

@@ -24,7 +24,8 @@ def check_destinations(config: EvalConfig, model: str) -> None:
     """Find out before the hours of attack whether their results can leave as ``--export`` and ``--save-adv`` ask.
 
     Raises:
-        UserError: another format than robustbench, no class for the network there, or a folder cannot be written.
+        UserError: another format than robustbench, no class for the network there, a folder in place of a file, or a
+            folder that cannot be written.
     """
     if config.export:
         format_name, folder = config.export
@@ -33,6 +34,8 @@ def check_destinations(config: EvalConfig, model: str) -> None:
         robustbench_class(model, num_classes=10)
         ensure_writable(Path(folder), "--export robustbench")
     if config.save_adv:
+        if Path(config.save_adv).is_dir():
+            raise UserError(f"--save-adv {config.save_adv} is a folder: name a file, e.g. {config.save_adv}/adv.npz")
         ensure_writable(Path(config.save_adv).parent, "--save-adv")
 
 
@@ -204,7 +207,7 @@ def save_adversarial(
 ) -> str:
     """Write the adversarial images, once it is sure that they are what they are said to be.
 
-    They are float32 and safe to store in 8 bits: rounding (``np.rint(255 * x_adv)``) moves a value by at most 1/510, so
+    They are float32 and may be stored in 8 bits: rounding (``np.rint(255 * x_adv)``) moves a value by at most 1/510, so
     a picture file is within epsilon + 1/510 in l-inf (within epsilon where that is a whole number of 1/255), and where
     no attack succeeded it is the very test image. How many still fool the network then is in the returned line.
 

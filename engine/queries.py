@@ -213,19 +213,20 @@ def lead(logits: Tensor, y: Tensor) -> Tensor:
     return logits.scatter(1, own, -torch.inf).amax(1) - logits.gather(1, own).squeeze(1)
 
 
-def fastest_batch(queries: Queries, image_shape: tuple[int, int, int]) -> int:
+def fastest_batch(queries: Queries, image_shape: tuple[int, int, int], most: int = 4096) -> int:
     """Images a chunk: doubled as long as they fit into the memory and a step's images per second grow by 5%.
 
     Takes seconds, and as long as it takes to compile where that is on.
 
     Args:
         image_shape: (C, H, W).
+        most: as many images as a chunk may have, at least 1.
 
     Raises:
         UserError: not even one fits.
     """
-    best, best_rate, size = 0, 0.0, 16
-    while size <= 4096:
+    best, best_rate, size = 0, 0.0, min(16, most)
+    while size <= min(most, 4096):
         images = torch.rand(size, *image_shape, device=next(queries.parameters()).device)
         rate = size / _seconds_a_step(queries, images)
         if queries.piece < size or rate < 1.05 * best_rate:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from datasets import Dataset
 from engine.checkpoint import write_atomically
@@ -49,7 +50,7 @@ def package_versions(suite: Suite) -> dict[str, str]:
 def fingerprint(
     suite: Suite, epsilons: tuple[float, ...], precision: str, checkpoint_sha256: str, model: str, data: Dataset
 ) -> dict[str, Any]:
-    """Everything that the verdicts depend on: an evaluation goes on only where all of it is the same."""
+    """What the verdicts depend on, but for rounding: an evaluation goes on only where all of it is the same."""
     pixels = np.ascontiguousarray(data.x_test)
     return {
         "checkpoint_sha256": checkpoint_sha256,
@@ -67,6 +68,7 @@ def fingerprint(
         "seed": suite.seed,
         "batch_size": suite.batch_size,
         "precision": precision,
+        "device": torch.device(suite.device).type,  # CPU and CUDA draw other random numbers
         "versions": package_versions(suite),
     }
 
@@ -150,7 +152,7 @@ def per_class(
 def throughput(
     attacks: Sequence[str], broken_by: np.ndarray, seconds: dict[str, float], processes: int = 1
 ) -> dict[str, float | None]:
-    """Images per second of wall time, of all processes together.
+    """Images per second of wall time, of all processes together, as if they had been equally busy.
 
     Args:
         broken_by: (N,) str, as in ``Outcomes``.

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from engine.distributed import Team
 from engine.errors import UserError
 from engine.outcomes import Outcomes, differences, read_state
@@ -44,18 +46,21 @@ def resume(folder: Path, fingerprint: dict[str, Any], team: Team) -> Outcomes | 
     return team.broadcast(found[0] if found else None)
 
 
-def choose_batch_size(queries: Queries, image_shape: tuple[int, int, int], folder: Path, team: Team) -> int:
-    """That of the evaluation with which ``resume`` would go on, else what is fastest on rank 0's device.
+def choose_batch_size(queries: Queries, images: np.ndarray, folder: Path, team: Team) -> int:
+    """That of the evaluation with which ``resume`` would go on, else what is fastest on rank 0's device and leaves each
+    of several processes two chunks.
 
     Args:
-        image_shape: (C, H, W).
+        images: (N, H, W, C), all that are to be attacked.
 
     Raises:
         UserError: a state file is damaged.
     """
     found = _from_all_machines(folder, lambda path: int(read_state(path)[1].batch_size), team)
     if team.rank == 0 and not found:
-        found.append(fastest_batch(queries, image_shape))
+        n, height, width, channels = images.shape
+        most = n if team.size == 1 else -(-n // (2 * team.size))
+        found.append(fastest_batch(queries, (channels, height, width), most))
     return team.broadcast(found[0] if found else None)
 
 

@@ -15,6 +15,8 @@ from engine.errors import UserError
 from engine.report import format_epsilon
 from models import RESNETS, create_model
 
+NUM_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100}
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -61,14 +63,19 @@ def load_data(config: EvalConfig, subject: Subject) -> Dataset:
                 "pass --dataset, e.g. cifar10 or digits"
             )
         name = "cifar100"
+    _check_classes(config, subject, name, NUM_CLASSES.get(name, subject.num_classes))  # before it is downloaded
     data = load_dataset(name, config.data_dir)
-    if data.num_classes != subject.num_classes:
-        raise UserError(
-            f"{config.checkpoint} is of {subject.num_classes} classes and data set {name!r} has {data.num_classes}: "
-            "pass the --dataset that it was trained on"
-        )
+    _check_classes(config, subject, name, data.num_classes)
     attacked = slice(config.n_examples or None)
     return replace(data, x_test=data.x_test[attacked], y_test=data.y_test[attacked])
+
+
+def _check_classes(config: EvalConfig, subject: Subject, name: str, num_classes: int) -> None:
+    if num_classes != subject.num_classes:
+        raise UserError(
+            f"{config.checkpoint} is of {subject.num_classes} classes and data set {name!r} has {num_classes}: "
+            "pass the --dataset that it was trained on"
+        )
 
 
 def run_name(config: EvalConfig) -> str:

@@ -1,6 +1,6 @@
 """The authors' attacks, watched while they run: their queries are fast ones, and settled images leave.
 
-Why this leaves every verdict as it is:
+Why this leaves every verdict as it is, but for the rounding of a faster network:
 
 * APGD: the normalization of the gradient, the momentum, the step size, the best point and the test for oscillation are
   of each image alone. Random numbers are drawn once, at the start of a run, for all images that are to fool then. An

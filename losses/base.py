@@ -60,7 +60,10 @@ class Objective(nn.Module):
         raise TypeError(f"{type(self).__name__} does not define outer()")
 
     def observe(self, logits: Mapping[str, Tensor], y: Tensor) -> None:
-        """Called once after each optimizer step, without gradient, with the logits (detached) that it minimised."""
+        """Called once a step, after the gradients, without gradient, with the logits (detached) of the loss.
+
+        On CUDA it is captured into the step's graph: change tensors in place, and use no Python state and no .item().
+        """
 
     def end_epoch(self) -> None:
         """Called once after the last step of each epoch."""

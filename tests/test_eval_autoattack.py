@@ -164,7 +164,7 @@ def test_an_interrupted_evaluation_goes_on_with_the_same_command(
     for name in results[0].files:
         np.testing.assert_array_equal(results[0][name], results[1][name])
     assert out.splitlines()[-1].endswith("(AutoAttack custom: apgd-ce, epsilon 0.02, 6 images)")
-    assert "2 of 3 chunks are finished" in (tmp_path / "Logs/some-run/autoattack.log").read_text()
+    assert "5 of 6 steps are finished" in (tmp_path / "Logs/some-run/autoattack.log").read_text()
 
 
 def test_a_foreign_or_torn_state_is_refused_and_kept(program, checkpoint, tmp_path, monkeypatch):
@@ -185,7 +185,7 @@ def test_a_foreign_or_torn_state_is_refused_and_kept(program, checkpoint, tmp_pa
         (("--attacks", "apgd-dlr"), 'attacks ["apgd-ce"] there and ["apgd-dlr"] here'),
         (("--epsilons", "0"), "epsilons [0.02] there and [0.02, 0.0] here"),
         (("--precision", "bf16"), "precision fp32 there and bf16 here"),
-        (("--save-adv", tmp_path / "adv.npz"), "save_adv false there and true here"),
+        (("--save-adv", tmp_path / "adv.npz"), "save_adv null there and true here"),
     ]:
         status, out, err = program("--checkpoint", checkpoint, *QUICK, *flags)
         assert (status, out) == (1, "")
@@ -214,11 +214,11 @@ def test_an_automatic_batch_size_is_kept_when_going_on(program, checkpoint, tmp_
         raise OSError(28, "No space left on device")
 
     flags = ("--checkpoint", checkpoint, *QUICK, "--batch-size", "auto")
-    monkeypatch.setattr("engine.resume.fastest_batch", lambda queries, shape: {(3, 16, 16): 4}[shape])
+    monkeypatch.setattr("engine.resume.fastest_batch", lambda queries, shape, most: {(3, 16, 16): 4}[shape])
     with monkeypatch.context() as patch:
         patch.setattr("engine.report.write_report", full_disk)
         assert program(*flags)[0] == 1
-    monkeypatch.setattr("engine.resume.fastest_batch", lambda queries, shape: 5)  # another device, or another moment
+    monkeypatch.setattr("engine.resume.fastest_batch", lambda queries, shape, most: 5)  # another moment
     assert program(*flags)[0] == 0
     assert json.loads((tmp_path / "Logs/some-run/autoattack.json").read_text())["batch_size"] == 4
 
