@@ -136,7 +136,8 @@ def main(argv: list[str] | None = None) -> None:
     with ending_together(team):
         config = parse_eval(argv)
         if config.compare:
-            print(compare(config.compare, Path(config.log_dir)))
+            if team.rank == 0:
+                print(compare(config.compare, Path(config.log_dir)))
         else:
             evaluate(config, shlex.join([*team.launcher, "eval_autoattack.py", *argv]), team)
 
