@@ -3,9 +3,9 @@
 
 import sys
 
-from engine.command_line import parse_train
-from engine.errors import run_program
+from engine.config import parse_train
 from engine.trainer import Stopped, Trainer
+from utils.errors import run_program
 
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
 

@@ -22,14 +22,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor, nn
 
-from attacks.pgd import AttackSpec, perturb, starting_point
+from attacks.pgd import AttackSpec, cross_entropy_per_image, perturb, pgd20, starting_point
 from datasets.loader import to_device, to_float
-from engine.checkpoint import file_hash
-from engine.config import EvalConfig, parse_epsilon
-from engine.device import choose_device, describe
-from engine.errors import UserError, run_program
-from engine.evaluation import cross_entropy_per_image, pgd20
-from engine.subject import load_data, load_network
+from evaluation.config import EvalConfig
+from evaluation.target import load_data, load_network
+from utils.device import choose_device, describe
+from utils.errors import UserError, run_program
+from utils.files import file_hash
+from utils.options import parse_epsilon
 
 BATCH = 100
 PACKAGES = ("torch", "torchattacks", "foolbox", "eagerpy")

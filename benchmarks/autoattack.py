@@ -28,14 +28,15 @@ from torch import Tensor, nn
 
 from benchmarks.measure import synchronize
 from datasets.loader import to_device, to_float
-from engine import queries as queries_module
-from engine.autoattack import attack_chunk
-from engine.config import EvalConfig, parse_epsilon
-from engine.device import choose_device, describe, ieee_products
-from engine.errors import run_program
-from engine.queries import Queries, lead
-from engine.subject import load_data, load_network
-from engine.suite import LOGGER, SUITE_NORMS, SUITES, Suite
+from evaluation.attack_loop import attack_chunk
+from evaluation.autoattack import attacked_model as queries_module
+from evaluation.autoattack.attacked_model import Queries, lead
+from evaluation.autoattack.suite import LOGGER, SUITE_NORMS, SUITES, Suite
+from evaluation.config import EvalConfig
+from evaluation.target import load_data, load_network
+from utils.device import choose_device, describe, ieee_products
+from utils.errors import run_program
+from utils.options import parse_epsilon
 
 PARTS = ("forward", "backward", "FAB's projections", "the suite's checks")
 REST = "the attack's own arithmetic"

@@ -16,12 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from attacks.pgd import AttackSpec
-from engine.command_line import parse_train
-from engine.config import TrainConfig
-from engine.errors import run_program
-from engine.step import TrainStep, View
+from engine.config import TrainConfig, parse_train
+from engine.steps.standard import TrainStep, View
 from losses import create_objective
 from models import create_model
+from utils.errors import run_program
 
 IMAGES = {"cifar10": (50_000, 10, 32), "cifar100": (50_000, 100, 32), "digits": (1_437, 10, 16)}
 # Of a whole LBGAT6 step in bf16 on one H100, batch 128 (results/train-step-h100). A wide network is like WRN-34-10.

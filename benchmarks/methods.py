@@ -18,10 +18,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine.config import TrainConfig
-from engine.device import choose_device, describe
-from engine.errors import UserError, run_program
-from engine.evaluation import evaluate
 from engine.trainer import Trainer
+from engine.validate import evaluate
+from utils.device import choose_device, describe
+from utils.errors import UserError, run_program
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = (

@@ -21,9 +21,9 @@ import torch
 
 from benchmarks.scaling import numbers
 from engine.config import TrainConfig
-from engine.device import choose_device, describe
-from engine.errors import run_program
 from engine.trainer import Trainer
+from utils.device import choose_device, describe
+from utils.errors import run_program
 
 FIGURES = {"student_clean": "clean", "student_robust": "PGD-20"}
 

@@ -25,13 +25,13 @@ from attacks.pgd import AttackSpec, starting_point
 from benchmarks import cost
 from benchmarks.measure import alternate, forward_gflop, lbgat_step_gflop
 from datasets.loader import Loader
-from engine.command_line import parse_train
-from engine.device import choose_device, describe, set_precision
-from engine.errors import UserError, run_program
-from engine.speed import best_speedups
-from engine.step import TrainStep
+from engine.config import parse_train
+from engine.steps.standard import TrainStep
 from losses import create_objective
 from models import create_model
+from models.accelerate import best_speedups
+from utils.device import choose_device, describe, set_precision
+from utils.errors import UserError, run_program
 
 RECIPES = {
     "LBGAT0, WRN-34-10": "--method lbgat --beta 0",

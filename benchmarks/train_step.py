@@ -24,13 +24,13 @@ from attacks.pgd import AttackSpec, starting_point
 from benchmarks.measure import PeakMemory, alternate, forward_gflop, lbgat_step_gflop, median_ratio, peak_gflops
 from benchmarks.reference import ReferenceStep
 from datasets.loader import Loader
-from engine.device import choose_device, describe, set_precision
-from engine.errors import UserError, run_program
-from engine.evaluation import pgd_accuracy
-from engine.speed import PLAIN, Network, Speedups, best_speedups
-from engine.step import TrainStep
+from engine.steps.standard import TrainStep
+from engine.validate import pgd_accuracy
 from losses import create_objective
 from models import create_model
+from models.accelerate import PLAIN, Network, Speedups, best_speedups
+from utils.device import choose_device, describe, set_precision
+from utils.errors import UserError, run_program
 
 ATTACK = AttackSpec(epsilon=0.031, step_size=0.007, num_steps=10)
 

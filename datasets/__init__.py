@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.errors import UserError
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)

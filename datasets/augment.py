@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from engine.errors import UserError
+from utils.errors import UserError
 
 Augmentation = Callable[[Tensor], Tensor]
 

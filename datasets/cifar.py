@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets import Dataset
-from engine.errors import UserError
+from utils.errors import UserError
 
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
 KEYS = ("x_train", "y_train", "x_test", "y_test", "class_names")

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from datasets import Dataset
-from engine.errors import UserError
+from utils.errors import UserError
 
 IMAGE_SIZE = 16  # the 8x8 scans enlarged so that three stages with two strides leave something to look at
 NUM_TEST = 360

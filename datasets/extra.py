@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.errors import UserError
+from utils.errors import UserError
 
 LOCAL_HEADER = struct.Struct("<26x2H")  # of a zip member: ends with the lengths of its name and of its extra field
 BLOCK = 1 << 24  # labels checked at a time

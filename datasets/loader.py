@@ -9,7 +9,7 @@ from torch import Tensor
 
 from datasets.augment import Augmentation, augment
 from datasets.extra import ExtraData
-from engine.errors import UserError
+from utils.errors import UserError
 
 
 def hold_out(n: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.speed import Network
+from models.accelerate import Network
 
 
 class WeightAverage:

@@ -1,60 +1,32 @@
-"""Every setting of both programs: the dataclasses are the single source of the defaults."""
+"""Settings of train_lbgat.py and its flags."""
 
 import dataclasses
+import inspect
 import math
-import re
-from dataclasses import dataclass, field
-from fractions import Fraction
-from typing import Any
+from dataclasses import dataclass
 
-from engine.errors import UserError
+from losses import METHODS
+from utils.errors import UserError
+from utils.options import (
+    COMPILE,
+    PRECISIONS,
+    CommonConfig,
+    _apply_num_classes,
+    _parser,
+    flag,
+    option,
+    parse_epsilon,
+    require,
+)
 
 GUIDE_ALIASES = {"ResNet18_cifar": "resnet18-guide"}
-NORMS = ("linf", "l2")
 SCHEDULES = ("multistep", "cosine", "onecycle")
 RAMPS = ("none", "linear")
 AVERAGES = ("none", "epoch", "step")
-PRECISIONS = ("fp32", "tf32", "bf16")
-COMPILE = ("auto", "on", "off")
-VERSIONS = ("standard", "dev", "plus", "rand", "custom")
-
-
-def parse_epsilon(text: str | float, what: str = "epsilon") -> float:
-    """``0.031``, ``8/255`` or the published spelling ``8.0`` of 8/255 -> a radius in [0, 1].
-
-    Raises:
-        UserError: not a number, negative, or above 1.
-    """
-    try:
-        value = float(Fraction(str(text).replace(" ", "")))
-    except (ValueError, ZeroDivisionError, OverflowError) as error:
-        raise UserError(f"{what} {text!r} is not a number: write 0.031 or 8/255") from error
-    if value == 8:
-        return 8 / 255
-    if not 0 <= value <= 1:
-        raise UserError(f"{what} {text} is outside [0, 1], the range of a pixel: write 0.031 or 8/255")
-    return value
 
 
 def parse_step_size(text: str | float) -> float:
     return parse_epsilon(text, "step size")
-
-
-def parse_epsilons(text: str) -> tuple[float, ...]:
-    """``0,2/255,0.031`` -> the radii in ascending order, each once."""
-    return tuple(sorted({parse_epsilon(part) for part in text.split(",") if part.strip()}))
-
-
-def parse_batch_size(text: str) -> int:
-    """A number of images, at least 1; or ``auto``, which is 0.
-
-    Raises:
-        UserError: neither.
-    """
-    if text == "auto":
-        return 0
-    require(text.isdecimal() and int(text) > 0, f"--batch-size {text}: write a number of images, at least 1, or auto")
-    return int(text)
 
 
 def parse_model(text: str) -> str:
@@ -67,39 +39,6 @@ def parse_epochs(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError as error:
         raise UserError(f"{text!r} is not a list of epochs: write 76,91") from error
-
-
-def option(default: Any, help: str, **metadata: Any) -> Any:
-    """A dataclass field with what the command line needs: help, and optionally parse, choices, aliases."""
-    return field(default=default, metadata={"help": help, **metadata})
-
-
-@dataclass(frozen=True, kw_only=True)
-class CommonConfig:
-    """Settings that training and evaluation share."""
-
-    dataset: str
-    student: str
-    data_dir: str = option("data", "folder of the data files: NAME.npz, or torchvision's download")
-    norm: str = option("linf", "norm of the epsilon-ball", choices=NORMS)
-    epsilon: float = option(0.031, "radius of the ball in [0, 1]; 8/255 is read as such", parse=parse_epsilon)
-    device: str = option("auto", "auto, cpu, cuda or cuda:N; auto takes a GPU where there is one")
-    seed: int = option(1, "of everything random; the same seed gives the same result")
-    mark: str = option("", "name of the run and of its folders; made from the settings if empty", aliases=("-mark",))
-    log_dir: str = option("Logs", "logs go to LOG_DIR/MARK")
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "epsilon", parse_epsilon(self.epsilon))
-        require(self.norm in NORMS, f"--norm {self.norm}: choose {' or '.join(NORMS)}")
-        require(
-            re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
-            f"--device {self.device}: choose auto, cpu, cuda or cuda:N",
-        )
-        require(0 <= self.seed < 2**63, f"--seed {self.seed} must be a non-negative integer")
-        require(
-            re.fullmatch(r"[\w.+-]*", self.mark) is not None and self.mark not in (".", ".."),
-            f"--mark {self.mark!r} names a folder: letters, digits and . _ + - only",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,58 +171,30 @@ class TrainConfig(CommonConfig):
         return self.mark or f"{method}-{self.dataset}-{self.student.replace('wrn-', 'wrn')}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvalConfig(CommonConfig):
-    """Settings of eval_autoattack.py."""
-
-    checkpoint: str = option("", "weights to evaluate: ours, or a published file", aliases=("--model-path",))
-    dataset: str = option("auto", "digits, cifar10, cifar100 or NAME of DATA_DIR/NAME.npz; auto asks the checkpoint")
-    student: str = option("auto", "network, e.g. wrn-34-10; auto reads it off the checkpoint")
-    version: str = option(
-        "standard",
-        "which suite: standard (the claim), dev (its apgd-ce and apgd-t alone: an upper bound in a third of the time), "
-        "plus, rand (for randomized networks), or custom, which runs --attacks with 5 restarts of apgd-ce, apgd-dlr "
-        "and fab instead of the standard's 1",
-        choices=VERSIONS,
-    )
-    attacks: str = option("", "for --version custom, e.g. apgd-ce,apgd-t,fab-t,square")
-    epsilons: tuple[float, ...] = option(
-        (),
-        "also attack at these radii, each on its own, for a curve over epsilon, e.g. 0,2/255,4/255,8/255,0.031,12/255",
-        parse=parse_epsilons,
-    )
-    batch_size: int = option(
-        250,
-        "images a chunk, from which the random starts depend; auto takes the fastest that fits, measured in seconds",
-        parse=parse_batch_size,
-    )
-    precision: str = option(
-        "fp32", "arithmetic of the attacks; the verdict on what they find is always fp32's", choices=PRECISIONS
-    )
-    compile: str = option("auto", "torch.compile; auto compiles on CUDA only", choices=COMPILE)
-    cross_checks: int = option(0, "check the first N images for gradient masking: pass or fail, with figures")
-    save_adv: str = option("", "FILE.npz for the adversarial images, float32 within epsilon of the clean ones")
-    export: tuple[str, ...] = option(
-        (), "robustbench DIR: write there what the RobustBench model zoo asks for", nargs=2, metavar=("FORMAT", "DIR")
-    )
-    compare: tuple[str, ...] = option(
-        (), "draw several finished evaluations (their autoattack.json) in one picture", nargs="+", metavar="JSON"
-    )
-    n_examples: int = option(0, "attack only the first N test images; 0 is all")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.cross_checks >= 0, f"--cross-checks {self.cross_checks} must be 0 (none) or more")
-        require(self.n_examples >= 0, f"--n-examples {self.n_examples} must be 0 (all) or more")
-        require(
-            (self.version == "custom") == bool(self.attacks), "--attacks goes with --version custom, and only with it"
-        )
+def _methods() -> str:
+    """Every method with what it minimises, its own flags and its source, from the registry."""
+    flags = {f.name for f in dataclasses.fields(TrainConfig)}
+    text = "methods (--method), what training minimises, their own flags, and their source:\n"
+    for name, method in METHODS.items():
+        own = [flag(p) for p in inspect.signature(method).parameters if p in flags]
+        summary = inspect.getdoc(method).splitlines()[0]
+        text += f"\n  {name}\n    {summary}\n    {' '.join(own)}\n    {method.source}\n"
+    return text
 
 
-def flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def parse_train(argv: list[str] | None = None) -> TrainConfig:
+    """Command line -> TrainConfig.
 
-
-def require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
+    Raises:
+        UserError: unknown flag or impossible value.
+    """
+    legacy = {
+        "--no-cuda": {"action": "store_true", "help": "as --device cpu"},
+        "-num_classes": {"type": int, "help": "10 or 100; without --dataset, chooses cifar10 or cifar100"},
+    }
+    parser = _parser("Train a robust student with its guide.", TrainConfig, legacy, _methods())
+    values = vars(parser.parse_args(argv))
+    if values.pop("no_cuda", False):
+        values["device"] = "cpu"
+    _apply_num_classes(values)
+    return TrainConfig(**values)

@@ -14,20 +14,20 @@ from tqdm import tqdm
 
 from attacks.pgd import starting_point
 from engine.averaging import WeightAverage
-from engine.checkpoint import FORMAT, load_strictly, plain_state, save_atomically
 from engine.config import TrainConfig
 from engine.data import load_training_data
-from engine.device import choose_device, describe, set_precision
-from engine.errors import UserError, ensure_writable
-from engine.evaluation import evaluate
-from engine.logger import RunLog
-from engine.progress import CHOSEN_ON_TEST, epoch_line, opening_line
+from engine.logger import CHOSEN_ON_TEST, RunLog, epoch_line, opening_line
 from engine.schedule import attack_spec, awp_gamma, learning_rate
-from engine.speed import best_speedups
-from engine.state import load_training_state
-from engine.step import TrainStep, View
+from engine.steps.standard import TrainStep, View
+from engine.train_state import FORMAT, load_training_state
+from engine.validate import evaluate
 from losses import create_objective
 from models import create_model
+from models.accelerate import best_speedups
+from models.weights import load_strictly, plain_state
+from utils.device import choose_device, describe, set_precision
+from utils.errors import UserError, ensure_writable
+from utils.files import save_atomically
 
 SECONDS_BETWEEN_SAVES = 600.0  # within an epoch; a kill -9 costs at most this much
 

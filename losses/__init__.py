@@ -2,7 +2,6 @@
 
 import inspect
 
-from engine.errors import UserError
 from losses.base import Objective
 from losses.dkl import DKL, GKL, IKL
 from losses.lbgat import LBGAT
@@ -10,6 +9,7 @@ from losses.madry import AT
 from losses.mart import MART
 from losses.natural import Natural
 from losses.trades import TRADES
+from utils.errors import UserError
 
 METHODS: dict[str, type[Objective]] = {
     "lbgat": LBGAT,

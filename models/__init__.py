@@ -4,9 +4,9 @@ import re
 
 from torch import nn
 
-from engine.errors import UserError
 from models.resnet import PreActResNet18, ResNet18
 from models.wideresnet import WideResNet
+from utils.errors import UserError
 
 RESNETS = {
     "resnet18": ResNet18,

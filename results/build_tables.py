@@ -23,11 +23,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine.command_line import parse_train
-from engine.config import TrainConfig
-from engine.errors import UserError, run_program
-from engine.report import format_epsilon
-from engine.state import FREE_ON_RESUME
+from engine.config import TrainConfig, parse_train
+from engine.train_state import FREE_ON_RESUME
+from utils.errors import UserError, run_program
+from utils.options import format_epsilon
 
 ROOT = Path(__file__).resolve().parent.parent
 DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "digits"}

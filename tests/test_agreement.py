@@ -6,8 +6,8 @@ import pytest
 from test_autoattack import digits
 from test_masking import robust_net
 
+from attacks.pgd import pgd20
 from benchmarks import agreement
-from engine.evaluation import pgd20
 
 MISSING = [name for name in ("torchattacks", "foolbox") if importlib.util.find_spec(name) is None]
 

@@ -9,12 +9,11 @@ from torchvision.transforms import v2
 from attacks.pgd import AttackSpec
 from datasets.augment import augment, create_augmentation
 from datasets.loader import Loader
-from engine.command_line import parse_train
-from engine.config import TrainConfig
-from engine.errors import UserError
-from engine.step import TrainStep, View
+from engine.config import TrainConfig, parse_train
+from engine.steps.standard import TrainStep, View
 from losses import create_objective
 from models import create_model
+from utils.errors import UserError
 
 
 def images(n=24, size=32, seed=0):

@@ -13,12 +13,12 @@ from torch import nn
 
 from datasets import load_dataset
 from datasets.loader import to_device, to_float
-from engine import suite as suites
-from engine.autoattack import attack_chunk, evaluate
-from engine.distributed import Team
-from engine.errors import UserError
-from engine.outcomes import Outcomes
-from engine.suite import STANDARD, Suite, choose_attacks
+from evaluation.attack_loop import attack_chunk, evaluate
+from evaluation.autoattack import suite as suites
+from evaluation.autoattack.suite import STANDARD, Suite, choose_attacks
+from evaluation.results import Outcomes
+from utils.distributed import Team
+from utils.errors import UserError
 
 DIGITS = load_dataset("digits")
 CPU = torch.device("cpu")

@@ -6,17 +6,10 @@ import pickle
 import pytest
 import torch
 
-from engine.checkpoint import (
-    file_hash,
-    infer_architecture,
-    load_file,
-    load_strictly,
-    save_atomically,
-    student_state,
-    write_atomically,
-)
-from engine.errors import UserError
 from models import create_model
+from models.weights import infer_architecture, load_file, load_strictly, student_state
+from utils.errors import UserError
+from utils.files import file_hash, save_atomically, write_atomically
 
 
 @pytest.fixture(scope="module")

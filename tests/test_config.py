@@ -5,9 +5,10 @@ import math
 
 import pytest
 
-from engine.command_line import parse_eval, parse_train
-from engine.config import EvalConfig, TrainConfig, flag, parse_epsilon
-from engine.errors import UserError
+from engine.config import TrainConfig, parse_train
+from evaluation.config import EvalConfig, parse_eval
+from utils.errors import UserError
+from utils.options import flag, parse_epsilon
 
 
 def train(line=""):

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from datasets import Dataset, load_dataset
 from datasets.loader import Loader, hold_out, random_crop, random_flip, to_device, to_float
-from engine.errors import UserError
+from utils.errors import UserError
 
 # -- the digits ------------------------------------------------------------------------------------------------------
 

@@ -17,15 +17,16 @@ from conftest import ROOT
 from test_autoattack import digits, train
 
 import eval_autoattack
-from engine import autoattack
-from engine.checkpoint import FORMAT, file_hash
-from engine.command_line import parse_eval
-from engine.errors import run_program
-from engine.report import format_epsilon
-from engine.resume import only_evaluation
-from engine.subject import Subject, run_name, warn_of_other_training
-from engine.suite import STANDARD
+from engine.train_state import FORMAT
+from evaluation import attack_loop as autoattack
+from evaluation.autoattack.suite import STANDARD
+from evaluation.config import parse_eval
+from evaluation.resume import only_evaluation
+from evaluation.target import Subject, run_name, warn_of_other_training
 from models import create_model
+from utils.errors import run_program
+from utils.files import file_hash
+from utils.options import format_epsilon
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +175,7 @@ def test_a_foreign_or_torn_state_is_refused_and_kept(program, checkpoint, tmp_pa
 
     state = tmp_path / "Logs/some-run/autoattack.state.npz"
     with monkeypatch.context() as patch:
-        patch.setattr("engine.report.write_report", full_disk)
+        patch.setattr("evaluation.summary.write_report", full_disk)
         status, out, err = program("--checkpoint", checkpoint, *QUICK)
     assert (status, out) == (1, "") and "No space left" in err and state.exists()
     finished = state.read_bytes()
@@ -215,11 +216,11 @@ def test_an_automatic_batch_size_is_kept_when_going_on(program, checkpoint, tmp_
         raise OSError(28, "No space left on device")
 
     flags = ("--checkpoint", checkpoint, *QUICK, "--batch-size", "auto")
-    monkeypatch.setattr("engine.resume.fastest_batch", lambda queries, shape, most: {(3, 16, 16): 4}[shape])
+    monkeypatch.setattr("evaluation.resume.fastest_batch", lambda queries, shape, most: {(3, 16, 16): 4}[shape])
     with monkeypatch.context() as patch:
-        patch.setattr("engine.report.write_report", full_disk)
+        patch.setattr("evaluation.summary.write_report", full_disk)
         assert program(*flags)[0] == 1
-    monkeypatch.setattr("engine.resume.fastest_batch", lambda queries, shape, most: 5)  # another moment
+    monkeypatch.setattr("evaluation.resume.fastest_batch", lambda queries, shape, most: 5)  # another moment
     assert program(*flags)[0] == 0
     assert json.loads((tmp_path / "Logs/some-run/autoattack.json").read_text())["batch_size"] == 4
 

@@ -17,12 +17,14 @@ from test_masking import NAMES as MASKING
 from test_masking import few_queries  # noqa: F401 (fixture)
 from torch import nn
 
-from engine.config import EvalConfig, TrainConfig
-from engine.errors import UserError
-from engine.export import check_destinations, export_robustbench, leaderboard_gaps, robustbench_class, save_adversarial
-from engine.subject import Subject
+from engine.config import TrainConfig
 from engine.trainer import Trainer
+from evaluation.adversarial import save_adversarial
+from evaluation.config import EvalConfig
+from evaluation.robustbench import check_destinations, export_robustbench, leaderboard_gaps, robustbench_class
+from evaluation.target import Subject
 from models import create_model
+from utils.errors import UserError
 
 # names and shapes of the state dicts of RobustBench 1.1.1's own classes, 100 classes
 SHAPES = json.loads((ROOT / "tests/robustbench_shapes.json").read_text())

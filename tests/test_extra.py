@@ -6,10 +6,9 @@ import torch
 
 from datasets.extra import load_extra
 from datasets.loader import Loader
-from engine.command_line import parse_train
-from engine.config import TrainConfig
-from engine.errors import UserError
+from engine.config import TrainConfig, parse_train
 from engine.trainer import Stopped, Trainer
+from utils.errors import UserError
 
 REAL, EXTRA = 50, 40
 

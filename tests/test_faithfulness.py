@@ -7,7 +7,7 @@ import torch
 from conftest import GOLDEN, tiny_net
 
 from attacks.pgd import GAUSSIAN_START, AttackSpec
-from engine.step import TrainStep, View
+from engine.steps.standard import TrainStep, View
 from losses import create_objective
 from models import create_model
 

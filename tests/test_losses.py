@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from attacks.pgd import AttackSpec
-from engine.errors import UserError
-from engine.step import TrainStep
+from engine.steps.standard import TrainStep
 from losses import METHODS, create_objective
 from losses.base import kl_per_image
+from utils.errors import UserError
 
 B, C = 5, 4
 

@@ -11,8 +11,8 @@ from test_autoattack import digits, suite, tiny, train
 from torch import nn
 from tqdm import tqdm
 
-from engine import masking
-from engine.masking import cross_checks
+from evaluation import gradient_masking as masking
+from evaluation.gradient_masking import cross_checks
 
 NAMES = [
     "black box not below white box",

@@ -14,19 +14,18 @@ from torch import nn
 from attacks.awp import directions, perturbed, perturbed_weights, statistics_kept
 from attacks.pgd import AttackSpec, frozen
 from engine.averaging import WeightAverage
-from engine.checkpoint import student_state
-from engine.command_line import parse_train
-from engine.config import TrainConfig
-from engine.errors import UserError
+from engine.config import TrainConfig, parse_train
 from engine.logger import RunLog
 from engine.schedule import attack_spec, awp_gamma, learning_rate
-from engine.speed import PLAIN, Network, Speedups
-from engine.state import load_training_state
-from engine.step import TrainStep, View
+from engine.steps.standard import TrainStep, View
+from engine.train_state import load_training_state
 from engine.trainer import Stopped, Trainer
 from losses import METHODS, create_objective
 from losses.base import kl_per_image
 from losses.dkl import soft_cross_entropy, weighted_mse
+from models.accelerate import PLAIN, Network, Speedups
+from models.weights import student_state
+from utils.errors import UserError
 
 B, C = 6, 5
 VALUES = {"alpha": 4.0, "beta": 6.0, "gamma": 0.4, "temperature": 2.0, "num_classes": C}

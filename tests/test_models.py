@@ -9,8 +9,8 @@ from conftest import ROOT
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine.errors import UserError
 from models import create_model
+from utils.errors import UserError
 
 SHAPES = json.loads((ROOT / "tests" / "golden_shapes.json").read_text())
 

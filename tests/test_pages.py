@@ -14,12 +14,13 @@ from matplotlib.text import Text
 from test_report import verdicts
 
 import eval_autoattack
-from engine import plots, report
-from engine.compare import compare
-from engine.errors import UserError, run_program
-from engine.markup import Code, Picture, Table, html_page, markdown
-from engine.pages import write_pages
-from engine.suite import STANDARD
+from evaluation import summary as report
+from evaluation.autoattack.suite import STANDARD
+from report import plots
+from report.compare import compare
+from report.markup import Code, Picture, Table, html_page, markdown
+from report.page import write_pages
+from utils.errors import UserError, run_program
 
 EVIL = "<script>alert(1)</script>|`*_x_*`$&amp;"
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from engine import queries as queries_module
-from engine.device import ieee_products, set_precision
-from engine.errors import UserError
-from engine.queries import AllSettled, Queries, fastest_batch, lead
+from evaluation.autoattack import attacked_model as queries_module
+from evaluation.autoattack.attacked_model import AllSettled, Queries, fastest_batch, lead
 from models import create_model
+from utils.device import ieee_products, set_precision
+from utils.errors import UserError
 
 CPU = torch.device("cpu")
 

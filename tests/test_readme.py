@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from engine.command_line import parse_train
-from engine.config import TrainConfig
-from engine.errors import UserError
+from engine.config import TrainConfig, parse_train
 from engine.trainer import Trainer
 from losses import METHODS
 from results.build_tables import NO_RUNS, build, read_recipes, results_table, small_table
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

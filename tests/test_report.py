@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from pyautoattack import checks
 
-from engine import report
-from engine.outcomes import Outcomes
-from engine.suite import LOGGER, STANDARD, Suite
-from engine.suite_log import of_each_kind, suite_log
+from evaluation import summary as report
+from evaluation.autoattack.log import of_each_kind, suite_log
+from evaluation.autoattack.suite import LOGGER, STANDARD, Suite
+from evaluation.results import Outcomes
 
 
 def verdicts(n, num_classes, seed=0):

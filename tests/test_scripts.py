@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from datasets.loader import to_device, to_float
-from engine.command_line import parse_eval, parse_train
-from engine.subject import load_data, load_network
+from engine.config import parse_train
+from evaluation.config import parse_eval
+from evaluation.target import load_data, load_network
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted((ROOT / "sh").glob("*.sh"))

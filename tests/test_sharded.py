@@ -17,10 +17,10 @@ from test_autoattack import train
 from torch.distributed import TCPStore
 
 import eval_autoattack
-from engine.checkpoint import FORMAT
-from engine.distributed import Team
-from engine.errors import run_program
+from engine.train_state import FORMAT
 from models import create_model
+from utils.distributed import Team
+from utils.errors import run_program
 
 FLAGS = (
     "--version", "custom", "--attacks", "apgd-ce,apgd-dlr", "--n-examples", "5", "--batch-size", "2", "--device", "cpu",

@@ -10,11 +10,11 @@ from attacks.pgd import AttackSpec, starting_point
 from benchmarks.measure import forward_gflop, lbgat_step_gflop
 from benchmarks.reference import ReferenceStep
 from benchmarks.train_step import measure, parse
-from engine.evaluation import clean_accuracy
-from engine.speed import PLAIN, Network, Speedups, best_speedups, warn_once
-from engine.step import TrainStep, View
+from engine.steps.standard import TrainStep, View
+from engine.validate import clean_accuracy
 from losses import create_objective
 from models import create_model
+from models.accelerate import PLAIN, Network, Speedups, best_speedups, warn_once
 from models.fold import Folded
 
 ATTACK = AttackSpec(epsilon=0.031, step_size=0.007, num_steps=10)
@@ -199,7 +199,7 @@ def steps(speedups, method="lbgat", device="cpu", dtype=torch.float64):
 @pytest.mark.parametrize("method", ["lbgat", "natural"])
 def test_replayed_steps_equal_eager_ones(monkeypatch, method):
     monkeypatch.setattr(torch, "compile", lambda f, **_: f)
-    monkeypatch.setattr("engine.step.Graphed", NoGraph)
+    monkeypatch.setattr("engine.steps.standard.Graphed", NoGraph)
     NoGraph.captured = 0
     losses, weights = steps(Speedups(compile_for=16, cuda_graphs=True), method)
     expected_losses, expected_weights = steps(Speedups(), method)
@@ -213,7 +213,7 @@ def test_failing_capture_goes_on_without_a_graph(monkeypatch, _no_warning_yet):
         raise RuntimeError("operation not permitted when stream is capturing\nlong story")
 
     monkeypatch.setattr(torch, "compile", lambda f, **_: f)
-    monkeypatch.setattr("engine.step.Graphed", refuse)
+    monkeypatch.setattr("engine.steps.standard.Graphed", refuse)
     with pytest.warns(UserWarning, match=r"no CUDA graph \(operation not permitted when stream is capturing\)"):
         losses, _ = steps(Speedups(compile_for=16, cuda_graphs=True))
     assert losses == steps(Speedups())[0]

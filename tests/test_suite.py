@@ -13,10 +13,10 @@ from test_autoattack import attacked, digits, tiny, train
 from torch import nn
 
 from benchmarks import autoattack as benchmark
-from engine.checkpoint import load_file, student_state
-from engine.queries import Queries, _Differentiable, lead
-from engine.suite import LOGGER, SUITES, Suite, choose_attacks
+from evaluation.autoattack.attacked_model import Queries, _Differentiable, lead
+from evaluation.autoattack.suite import LOGGER, SUITES, Suite, choose_attacks
 from models import create_model
+from models.weights import load_file, student_state
 
 QUICKSTART = str(ROOT / "checkpoints" / "quickstart-digits.pt")
 NAMES = {"linf": "Linf", "l2": "L2"}

@@ -19,18 +19,17 @@ import torch
 from conftest import ROOT
 
 import engine.trainer
-from attacks.pgd import AttackSpec, starting_point
+from attacks.pgd import AttackSpec, pgd20, starting_point
 from datasets import Dataset, load_dataset
 from datasets.loader import to_device, to_float
 from engine.config import TrainConfig
-from engine.errors import UserError
-from engine.evaluation import pgd20
 from engine.logger import RunLog
 from engine.schedule import learning_rate
-from engine.step import TrainStep
+from engine.steps.standard import TrainStep
 from engine.trainer import Stopped, Trainer
 from losses import METHODS, create_objective
 from models import create_model
+from utils.errors import UserError
 
 PROGRAM = ROOT / "train_lbgat.py"
 DRAW = RunLog.plot

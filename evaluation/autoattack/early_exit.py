@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.queries import AllSettled, Queries
+from evaluation.autoattack.attacked_model import AllSettled, Queries
 
 
 def watch(front_end: Any, queries: Queries) -> None:

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from datasets import Dataset
 from datasets.loader import to_device, to_float
-from engine.distributed import Team
-from engine.errors import UserError
-from engine.outcomes import Outcomes, Step
-from engine.suite import LOGGER, Suite
+from evaluation.autoattack.suite import LOGGER, Suite
+from evaluation.results import Outcomes, Step
+from utils.distributed import Team
+from utils.errors import UserError
 
 
 def attack_chunk(

@@ -5,9 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint import write_atomically
-from engine.markup import NONE, Block, Code, Picture, Section, Table, html_page, markdown
-from engine.report import last_line
+from report.markup import NONE, Block, Code, Picture, Section, Table, html_page, markdown
+from utils.files import write_atomically
 
 NO_PICTURES = "There are no pictures: matplotlib is not installed (pip install matplotlib)."
 MOST_CLASSES = 100  # in the picture; the table has all
@@ -42,7 +41,7 @@ def pictures(folder: Path, result: dict[str, Any]) -> dict[str, Picture]:
     """By file name, each picture for which there is something to draw; none at all without matplotlib."""
     if importlib.util.find_spec("matplotlib") is None:
         return {}
-    from engine.plots import plot_classes, plot_epsilons
+    from report.plots import plot_classes, plot_epsilons
 
     classes = folder / "classes.png"
     found = [draw(classes, "clean and robust accuracy of each class", plot_classes, drawn_classes(result))]
@@ -165,3 +164,27 @@ def percent(accuracy: float | None) -> str:
 
 def speed(images_per_second: float | None) -> str:
     return NONE if images_per_second is None else f"{images_per_second:.1f}"
+
+
+def table(report: dict[str, Any]) -> str:
+    """Accuracy and seconds after the clean pass and each attack."""
+    rows = [("clean", report["clean_accuracy"]), *report["accuracy_after"].items()]
+    lines = [f"{'after':<10} {'accuracy':>9} {'seconds':>9}"]
+    lines += [f"{name:<10} {accuracy:>8.2f}% {report['seconds'][name]:>9.1f}" for name, accuracy in rows]
+    return "\n".join(lines)
+
+
+def suite_name(report: dict[str, Any]) -> str:
+    """``AutoAttack`` for the standard suite; otherwise with what ran instead, ``dev`` as the upper bound that it is."""
+    if report["version"] == "standard":
+        return "AutoAttack"
+    name = f"AutoAttack {report['version']}: {','.join(report['attacks'])}"
+    return f"upper bound by {name}" if report["version"] == "dev" else name
+
+
+def last_line(report: dict[str, Any]) -> str:
+    """``clean NN.NN%  robust NN.NN%  (AutoAttack, epsilon E, N images)``."""
+    return (
+        f"clean {report['clean_accuracy']:.2f}%  robust {report['robust_accuracy']:.2f}%  "
+        f"({suite_name(report)}, epsilon {report['epsilon_text']}, {report['n']} images)"
+    )

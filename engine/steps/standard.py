@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from attacks.awp import directions, perturbed, perturbed_weights, statistics_kept
 from attacks.pgd import AttackSpec, frozen, perturb
-from engine.graphs import Graphed
-from engine.speed import Network, Speedups, warn_once
+from engine.steps.cuda_graph import Graphed
 from losses.base import Objective
+from models.accelerate import Network, Speedups, warn_once
 
 Result = tuple[Tensor | None, dict[str, Tensor]]
 

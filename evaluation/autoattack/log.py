@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from engine.suite import LOGGER
+from evaluation.autoattack.suite import LOGGER
 
 
 def _kind(warning: str) -> str:

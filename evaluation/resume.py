@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from engine.distributed import Team
-from engine.errors import UserError
-from engine.outcomes import Outcomes, differences, read_state
-from engine.queries import Queries, fastest_batch
+from evaluation.autoattack.attacked_model import Queries, fastest_batch
+from evaluation.results import Outcomes, differences, read_state
+from utils.distributed import Team
+from utils.errors import UserError
 
 T = TypeVar("T")
 

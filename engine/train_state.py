@@ -6,9 +6,12 @@ from typing import Any
 
 import torch
 
-from engine.checkpoint import FORMAT, load_file
-from engine.config import TrainConfig, flag
-from engine.errors import UserError
+from engine.config import TrainConfig
+from models.weights import load_file
+from utils.errors import UserError
+from utils.options import flag
+
+FORMAT = "lbgat-training-state-1"
 
 # What may differ between a run and its continuation without making it another run.
 FREE_ON_RESUME = {

@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 
 from datasets import Dataset, load_dataset
-from engine.checkpoint import infer_architecture, load_file, load_strictly, student_state
-from engine.config import EvalConfig
-from engine.errors import UserError
-from engine.report import format_epsilon
+from evaluation.config import EvalConfig
 from models import RESNETS, create_model
+from models.weights import infer_architecture, load_file, load_strictly, student_state
+from utils.errors import UserError
+from utils.options import format_epsilon
 
 NUM_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100}
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.checkpoint import write_atomically
-from engine.errors import UserError
+from utils.errors import UserError
+from utils.files import write_atomically
 
 NUM_SHOWN = 5  # broken images that are kept for the picture
 MEND = "delete it to start afresh, or use another --mark"

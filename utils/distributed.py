@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 
-from engine.errors import UserError
+from utils.errors import UserError
 
 T = TypeVar("T")
 PIECE = 1 << 20  # the store takes no value above 8 MB

@@ -10,9 +10,9 @@ import torch
 import torch._functorch.config
 from torch import Tensor, nn
 
-from engine.device import ieee_products, set_precision
-from engine.errors import UserError
-from engine.speed import ANY_SIZE, Network, best_speedups
+from models.accelerate import ANY_SIZE, Network, best_speedups
+from utils.device import ieee_products, set_precision
+from utils.errors import UserError
 
 # A point settles its image only if the wrong class leads by this part of the largest logit: the verdict asks again, in
 # another batch, and must not see a rounding turn it round.

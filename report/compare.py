@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint import write_atomically
-from engine.errors import UserError, ensure_writable
-from engine.markup import Table, markdown, markdown_table
-from engine.pages import NO_PICTURES, draw, percent
-from engine.report import suite_name
+from report.markup import Table, markdown, markdown_table
+from report.page import NO_PICTURES, draw, percent, suite_name
+from utils.errors import UserError, ensure_writable
+from utils.files import write_atomically
 
 NEEDED = {
     "model": str, "dataset": str, "data_sha256": str, "n": int, "norm": str, "epsilon_text": str, "version": str,
@@ -38,7 +37,7 @@ def compare(paths: Sequence[str], folder: Path) -> str:
     if importlib.util.find_spec("matplotlib") is None:
         picture, where = NO_PICTURES, NO_PICTURES
     else:
-        from engine.plots import plot_comparison
+        from report.plots import plot_comparison
 
         labels = {_label(name, report, differ): report for name, report in reports.items()}
         picture = draw(folder / "compare.png", "accuracy of each network", plot_comparison, labels)

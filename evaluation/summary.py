@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from datasets import Dataset
-from engine.checkpoint import write_atomically
-from engine.outcomes import Outcomes
-from engine.suite import Suite
+from evaluation.autoattack.suite import Suite
+from evaluation.results import Outcomes
+from utils.files import write_atomically
+from utils.options import format_epsilon
 
 FILES = (
     "autoattack.json", "autoattack.npz", "autoattack.log", "report.html", "report.md", "adversarial.png",
@@ -26,13 +27,6 @@ UNITS = (
     "accuracies in percent of the n images, seconds of wall time summed over the processes, throughput in images a "
     "second, epsilon in pixels of [0, 1]"
 )
-
-
-def format_epsilon(epsilon: float) -> str:
-    """The inverse of parse_epsilon: ``0.031``, or ``8/255`` where decimals would be endless."""
-    decimal = f"{epsilon:g}"
-    pixels = round(255 * epsilon)
-    return f"{pixels}/255" if float(decimal) != epsilon and pixels / 255 == epsilon else decimal
 
 
 def package_versions(suite: Suite) -> dict[str, str]:
@@ -218,49 +212,3 @@ def results(
         "per_class": per_class(names, labels, outcomes.clean_prediction, outcomes.robust[0]),
         **({"curve": curve(suite, outcomes, epsilons)} if len(epsilons) > 1 else {}),
     }
-
-
-def table(report: dict[str, Any]) -> str:
-    """Accuracy and seconds after the clean pass and each attack."""
-    rows = [("clean", report["clean_accuracy"]), *report["accuracy_after"].items()]
-    lines = [f"{'after':<10} {'accuracy':>9} {'seconds':>9}"]
-    lines += [f"{name:<10} {accuracy:>8.2f}% {report['seconds'][name]:>9.1f}" for name, accuracy in rows]
-    return "\n".join(lines)
-
-
-def suite_name(report: dict[str, Any]) -> str:
-    """``AutoAttack`` for the standard suite; otherwise with what ran instead, ``dev`` as the upper bound that it is."""
-    if report["version"] == "standard":
-        return "AutoAttack"
-    name = f"AutoAttack {report['version']}: {','.join(report['attacks'])}"
-    return f"upper bound by {name}" if claim(report["version"]) == "upper bound" else name
-
-
-def last_line(report: dict[str, Any]) -> str:
-    """``clean NN.NN%  robust NN.NN%  (AutoAttack, epsilon E, N images)``."""
-    return (
-        f"clean {report['clean_accuracy']:.2f}%  robust {report['robust_accuracy']:.2f}%  "
-        f"({suite_name(report)}, epsilon {report['epsilon_text']}, {report['n']} images)"
-    )
-
-
-def draw(folder: Path, outcomes: Outcomes, data: Dataset) -> str:
-    """Write ``adversarial.png`` if there is something to draw and to draw it with; returns one line about it."""
-    path = folder / "adversarial.png"
-    if importlib.util.find_spec("matplotlib") is None:
-        return f"{path} is not drawn: matplotlib is not installed (pip install matplotlib)"
-    index = outcomes.shown_index
-    if len(index) == 0:
-        return f"{path} is not drawn: no image was broken by an attack"
-    from engine.plots import plot_triples
-
-    names = [name.replace("_", " ") for name in data.class_names]
-    x = np.transpose(data.x_test[index], (0, 3, 1, 2)) / np.float32(255)
-    label, taken_for = ([names[i] for i in of[index]] for of in (data.y_test, outcomes.adversarial_prediction[0]))
-    write_atomically(
-        path,
-        lambda file: plot_triples(
-            x, outcomes.shown_x_adv, label, taken_for, outcomes.broken_by[0][index].tolist(), file
-        ),
-    )
-    return f"picture: {path}"

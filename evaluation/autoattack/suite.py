@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.errors import UserError
-from engine.queries import Queries
-from engine.watching import watch
+from evaluation.autoattack.attacked_model import Queries
+from evaluation.autoattack.early_exit import watch
+from utils.errors import UserError
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 ATTACKS = (*STANDARD, "apgd-dlr", "fab")

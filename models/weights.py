@@ -1,49 +1,15 @@
 """Weights on disk: ours, the published ones, and everything a resumed run needs."""
 
-import hashlib
-import os
 import pickle
 import re
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from engine.errors import UserError
-
-FORMAT = "lbgat-training-state-1"
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file that is either the old or the whole new one, also on a full disk or a kill.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"could not write {path} ({error}): free space or choose another folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def save_atomically(obj: Any, path: Path) -> None:
-    """torch.save by ``write_atomically``.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    write_atomically(path, lambda file: torch.save(obj, file))
+from utils.errors import UserError
 
 
 def load_file(path: str | Path, device: torch.device | str = "cpu") -> Any:
@@ -157,12 +123,3 @@ def infer_architecture(state: dict[str, Tensor]) -> tuple[str | None, int | None
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
     """The state dict on the CPU, as the published programs save it."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-
-
-def file_hash(path: str | Path) -> str:
-    """SHA-256 of the file, hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -3,26 +3,14 @@
 from collections.abc import Callable, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from attacks.pgd import AttackSpec, frozen, perturb, starting_point
+from attacks.pgd import cross_entropy_per_image, frozen, perturb, pgd20, starting_point
 from datasets.loader import to_float
 from engine.config import TrainConfig
-from engine.speed import Network
+from models.accelerate import Network
 
 LARGE_BATCH = 250
-
-
-def pgd20(epsilon: float, norm: str = "linf") -> AttackSpec:
-    """20 steps from a uniform start: of 0.003 in l-inf, as published for epsilon 0.031 and 8/255, or of epsilon / 11
-    where that is longer (20 steps of 0.003 do not cross a large ball); of epsilon / 10 in l2."""
-    step_size = max(0.003, epsilon / 11) if norm == "linf" else epsilon / 10
-    return AttackSpec(epsilon, step_size, 20, norm, start="uniform")
-
-
-def cross_entropy_per_image(adv_logits: Tensor, nat_logits: Tensor | None, y: Tensor) -> Tensor:
-    return F.cross_entropy(adv_logits, y, reduction="none")
 
 
 def clean_accuracy(

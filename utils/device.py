@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from engine.errors import UserError
+from utils.errors import UserError
 
 
 def choose_device(name: str) -> torch.device:

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from attacks.pgd import AttackSpec, perturb, starting_point
-from engine.evaluation import cross_entropy_per_image
-from engine.report import format_epsilon
-from engine.suite import LOGGER, NUM_TARGETS, Suite
+from attacks.pgd import AttackSpec, cross_entropy_per_image, perturb, starting_point
+from evaluation.autoattack.suite import LOGGER, NUM_TARGETS, Suite
+from utils.options import format_epsilon
 
 PGD_STEPS, PGD_RESTARTS = 100, 5
 NOISE_DRAWS, NOISE_POINTS = 10, 5.0
