@@ -4,12 +4,12 @@ import re
 
 import pytest
 import torch
-from conftest import GOLDEN, tiny_net
 
 from attacks.pgd import GAUSSIAN_START, AttackSpec
 from engine.steps.standard import TrainStep, View
 from losses import create_objective
 from models import create_model
+from tests.helpers import GOLDEN, tiny_net
 
 TOLERANCE = 1e-9
 ATTACK = AttackSpec(epsilon=0.031, step_size=0.007, num_steps=10)

@@ -10,11 +10,6 @@ import numpy as np
 import pyautoattack
 import pytest
 import torch
-from conftest import ROOT
-from test_autoattack import suite
-from test_eval_autoattack import QUICK, checkpoint, program  # noqa: F401 (fixtures)
-from test_masking import NAMES as MASKING
-from test_masking import few_queries  # noqa: F401 (fixture)
 from torch import nn
 
 from engine.config import TrainConfig
@@ -24,6 +19,7 @@ from evaluation.config import EvalConfig
 from evaluation.robustbench import check_destinations, export_robustbench, leaderboard_gaps, robustbench_class
 from evaluation.target import Subject
 from models import create_model
+from tests.helpers import CHECKS, QUICK, ROOT, suite
 from utils.errors import UserError
 
 # names and shapes of the state dicts of RobustBench 1.1.1's own classes, 100 classes
@@ -193,7 +189,7 @@ def test_what_lies_outside_the_ball_is_not_saved(tmp_path, norm):
     save_adversarial(tmp_path / "adv.npz", net, suite(norm, 0.1, batch_size=3), x_adv, images, labels, labels)
 
 
-def test_through_the_command_line(program, checkpoint, tmp_path):  # noqa: F811
+def test_through_the_command_line(program, checkpoint, tmp_path):
     """The checks, the images and the export, before the verdict in the last line."""
     flags = ("--checkpoint", checkpoint, *QUICK, "--cross-checks", 1, "--mark", "run")
     adv, zoo = tmp_path / "adv.npz", tmp_path / "zoo"
@@ -204,7 +200,7 @@ def test_through_the_command_line(program, checkpoint, tmp_path):  # noqa: F811
     assert lines[-2].startswith(f"RobustBench: {zoo}/README.md (no leaderboard claim: ")
     assert lines[-3].startswith(f"adversarial images: {adv} (6 images, ")
     report = json.loads((tmp_path / "Logs/run/autoattack.json").read_text())
-    assert [check["name"] for check in report["checks"]] == MASKING
+    assert [check["name"] for check in report["checks"]] == CHECKS
     assert [line for line in lines if line.startswith(("pass  ", "FAIL  "))] == [
         f"{'pass' if check['passed'] else 'FAIL'}  {check['name']}: {check['detail']}" for check in report["checks"]
     ]

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -11,9 +10,9 @@ from engine.config import TrainConfig, parse_train
 from engine.trainer import Trainer
 from losses import METHODS
 from results.build_tables import NO_RUNS, build, read_recipes, results_table, small_table
+from tests.helpers import ROOT
 from utils.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
 

@@ -13,49 +13,17 @@ import numpy as np
 import pyautoattack
 import pytest
 import torch
-from conftest import ROOT
-from test_autoattack import digits, train
 
 import eval_autoattack
-from engine.train_state import FORMAT
 from evaluation import attack_loop as autoattack
 from evaluation.autoattack.suite import STANDARD
 from evaluation.config import parse_eval
 from evaluation.resume import only_evaluation
 from evaluation.target import Subject, run_name, warn_of_other_training
 from models import create_model
-from utils.errors import run_program
+from tests.helpers import QUICK, ROOT, digits
 from utils.files import file_hash
 from utils.options import format_epsilon
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A naturally trained wrn-10-1, whose images all fall to the first attack, as a training run leaves it."""
-    path = tmp_path_factory.mktemp("checkpoints") / "some-run" / "last.pt"
-    path.parent.mkdir()
-    torch.manual_seed(0)  # whatever tests ran before
-    model = train(create_model("wrn-10-1", 10).train(), 2)
-    config = {"student": "wrn-10-1", "dataset": "digits", "seed": 1}
-    torch.save({"format": FORMAT, "config": config, "student": model.state_dict()}, path)
-    return path
-
-
-@pytest.fixture
-def program(capsys, tmp_path):
-    """Call the program; -> exit status, standard output and standard error. Logs go to tmp_path/Logs."""
-
-    def call(*argv):
-        status = 0
-        capsys.readouterr()
-        argv = ["--log-dir", str(tmp_path / "Logs"), *map(str, argv)]
-        try:
-            run_program(lambda: eval_autoattack.main(argv))
-        except SystemExit as exit_:
-            status = exit_.code
-        return status, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture
@@ -82,9 +50,6 @@ def authors_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "autoattack.checks", importlib.import_module("pyautoattack.checks"))
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     return package
-
-
-QUICK = ("--version", "custom", "--attacks", "apgd-ce", "--n-examples", 6, "--batch-size", 2, "--epsilon", "0.02")
 
 
 def test_standard_evaluation_of_a_training_run(program, checkpoint, tmp_path):

@@ -9,9 +9,7 @@ from html.parser import HTMLParser
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from conftest import ROOT
 from matplotlib.text import Text
-from test_report import verdicts
 
 import eval_autoattack
 from evaluation import summary as report
@@ -20,6 +18,7 @@ from report import plots
 from report.compare import compare
 from report.markup import Code, Picture, Table, html_page, markdown
 from report.page import write_pages
+from tests.helpers import ROOT, verdicts
 from utils.errors import UserError, run_program
 
 EVIL = "<script>alert(1)</script>|`*_x_*`$&amp;"

@@ -14,8 +14,8 @@ from datasets.loader import to_device, to_float
 from engine.config import parse_train
 from evaluation.config import parse_eval
 from evaluation.target import load_data, load_network
+from tests.helpers import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted((ROOT / "sh").glob("*.sh"))
 
 

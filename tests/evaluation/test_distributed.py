@@ -12,13 +12,11 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
-from test_autoattack import train
 from torch.distributed import TCPStore
 
 import eval_autoattack
 from engine.train_state import FORMAT
-from models import create_model
+from tests.helpers import ROOT, trained
 from utils.distributed import Team
 from utils.errors import run_program
 
@@ -32,8 +30,7 @@ MAY_DIFFER = {"seconds", "throughput", "processes", "command", "date", "hardware
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("checkpoints") / "net.pt"
-    torch.manual_seed(0)
-    model = train(create_model("wrn-10-1", 10).train(), 4)
+    model = trained("wrn-10-1-natural")
     config = {"student": "wrn-10-1", "dataset": "digits"}
     torch.save({"format": FORMAT, "config": config, "student": model.state_dict()}, path)
     return path

@@ -8,8 +8,6 @@ import numpy as np
 import pyautoattack
 import pytest
 import torch
-from conftest import ROOT
-from test_autoattack import attacked, digits, tiny, train
 from torch import nn
 
 from benchmarks import autoattack as benchmark
@@ -17,6 +15,7 @@ from evaluation.autoattack.attacked_model import Queries, _Differentiable, lead
 from evaluation.autoattack.suite import LOGGER, SUITES, Suite, choose_attacks
 from models import create_model
 from models.weights import load_file, student_state
+from tests.helpers import ROOT, attacked, digits, tiny, trained
 
 QUICKSTART = str(ROOT / "checkpoints" / "quickstart-digits.pt")
 NAMES = {"linf": "Linf", "l2": "L2"}
@@ -49,8 +48,8 @@ def models():
     torch.manual_seed(0)
     return {
         "untrained": tiny().eval(),
-        "natural": train(tiny(), 10),
-        "robust": train(tiny(), 15, epsilon=0.05),
+        "natural": trained("tiny-natural"),
+        "robust": trained("tiny-robust"),
         "wrn": quickstart(),
     }
 

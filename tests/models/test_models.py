@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
-from conftest import ROOT
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import create_model
+from tests.helpers import ROOT
 from utils.errors import UserError
 
 SHAPES = json.loads((ROOT / "tests" / "golden_shapes.json").read_text())

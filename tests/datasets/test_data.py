@@ -7,10 +7,10 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 
 from datasets import Dataset, load_dataset
 from datasets.loader import Loader, hold_out, random_crop, random_flip, to_device, to_float
+from tests.helpers import ROOT
 from utils.errors import UserError
 
 # -- the digits ------------------------------------------------------------------------------------------------------

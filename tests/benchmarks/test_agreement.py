@@ -3,11 +3,10 @@
 import importlib.util
 
 import pytest
-from test_autoattack import digits
-from test_masking import robust_net
 
 from attacks.pgd import pgd20
 from benchmarks import agreement
+from tests.helpers import digits, trained
 
 MISSING = [name for name in ("torchattacks", "foolbox") if importlib.util.find_spec(name) is None]
 
@@ -19,7 +18,7 @@ MISSING = [name for name in ("torchattacks", "foolbox") if importlib.util.find_s
 def test_pgd_20_agrees_with_torchattacks_and_foolbox(epsilon):
     """Within one image in 200, at the published epsilon and at that of the digits."""
     x, y = digits(200)
-    found = agreement.right_under_each(robust_net(), x, y, pgd20(epsilon))
+    found = agreement.right_under_each(trained("tiny-robust-0.1"), x, y, pgd20(epsilon))
     result = agreement.summary(found)
     assert result["accuracy"]["ours"] < result["accuracy"]["clean"] - 5  # the attack does something
     assert 30 < result["accuracy"]["ours"] < 95

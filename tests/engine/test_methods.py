@@ -8,7 +8,6 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import tiny_net
 from torch import nn
 
 from attacks.awp import directions, perturbed, perturbed_weights, statistics_kept
@@ -25,6 +24,7 @@ from losses.base import kl_per_image
 from losses.dkl import soft_cross_entropy, weighted_mse
 from models.accelerate import PLAIN, Network, Speedups
 from models.weights import student_state
+from tests.helpers import tiny_net
 from utils.errors import UserError
 
 B, C = 6, 5

@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_net
 from torch import nn
 
 from attacks.pgd import GAUSSIAN_START, AttackSpec, ascend, frozen, perturb, starting_point
 from losses import create_objective
+from tests.helpers import tiny_net
 
 
 def net(seed=0, widths=(4, 6), classes=5):

@@ -8,85 +8,23 @@ import numpy as np
 import pyautoattack
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 
-from datasets import load_dataset
-from datasets.loader import to_device, to_float
 from evaluation.attack_loop import attack_chunk, evaluate
 from evaluation.autoattack import suite as suites
 from evaluation.autoattack.suite import STANDARD, Suite, choose_attacks
 from evaluation.results import Outcomes
+from tests.helpers import DIGITS, attacked, digits, official, suite, tiny, trained
 from utils.distributed import Team
 from utils.errors import UserError
-
-DIGITS = load_dataset("digits")
-CPU = torch.device("cpu")
-
-
-def digits(n):
-    pixels, labels = to_device(DIGITS.x_test[:n], DIGITS.y_test[:n], CPU)
-    return to_float(pixels), labels
-
-
-def train(model, epochs, epsilon=0.0):
-    """Naturally, or with single-step adversarial training at epsilon."""
-    torch.manual_seed(0)
-    pixels, labels = to_device(DIGITS.x_train, DIGITS.y_train, CPU)
-    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
-    for _ in range(epochs):
-        for batch in torch.randperm(len(labels)).split(64):
-            x, y = to_float(pixels[batch]), labels[batch]
-            if epsilon:
-                start = (x + torch.empty_like(x).uniform_(-epsilon, epsilon)).requires_grad_()
-                (gradient,) = torch.autograd.grad(F.cross_entropy(model(start), y), start)
-                x = (x + (start.detach() + epsilon * gradient.sign() - x).clamp(-epsilon, epsilon)).clamp(0, 1)
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            optimizer.step()
-    return model.eval().requires_grad_(False)
-
-
-def tiny():
-    """Fast enough for 5,000 queries: two strided convolutions on 16x16 images."""
-    torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 8, 4, stride=4), nn.ReLU(), nn.Conv2d(8, 32, 2, stride=2), nn.ReLU(), nn.Flatten()]
-    return nn.Sequential(*layers, nn.Linear(128, 10))
 
 
 @pytest.fixture(scope="module")
 def models():
     return {
         "untrained": tiny().eval().requires_grad_(False),
-        "natural": train(tiny(), 10),
-        "robust": train(tiny(), 15, epsilon=0.05),
+        "natural": trained("tiny-natural"),
+        "robust": trained("tiny-robust"),
     }
-
-
-def suite(
-    norm="linf", epsilon=0.1, attacks=STANDARD, version="standard", batch_size=12, package=pyautoattack, **kwargs
-):
-    return Suite(package, attacks, norm, epsilon, 3, version, batch_size, **kwargs)
-
-
-def attacked(model, suite, x, y):
-    """The steps of a chunk -> x_adv (the clean image where robust) and the arrays of ``Outcomes`` for its images."""
-    x_adv, broken_by = x.cpu().numpy().copy(), np.full(len(x), "", "U16")
-    for step in attack_chunk(model, suite, x, y):
-        x_adv[step.broken], broken_by[step.broken] = step.x_adv, step.name
-    return {"x_adv": x_adv, "adversarial_prediction": step.prediction, "broken_by": broken_by}
-
-
-def official(model, x, y, norm, epsilon, batch_size, attacks=None):
-    """The official front end, called once per chunk."""
-    x_adv, prediction = [], []
-    for chunk_x, chunk_y in zip(x.split(batch_size), y.split(batch_size), strict=True):
-        version = {"version": "custom", "attacks": attacks} if attacks else {"version": "standard"}
-        front_end = pyautoattack.AutoAttack(model, norm=norm, eps=epsilon, seed=3, **version)
-        result = front_end.run_standard_evaluation(chunk_x, chunk_y, batch_size=batch_size)
-        x_adv.append(result[0])
-        prediction.append(result[1])
-    return torch.cat(x_adv).numpy(), torch.cat(prediction).numpy()
 
 
 @pytest.mark.parametrize(
@@ -112,7 +50,7 @@ def test_same_verdict_as_the_official_front_end(models, name, norm, epsilon, n):
     difference = (x_adv - x.numpy()).reshape(len(x), -1)
     assert np.linalg.norm(difference, np.inf if norm == "linf" else 2, axis=1).max() <= epsilon + 1e-6
     if name == "robust":  # the test would be worth little if all fell or none
-        assert 3 <= (ours["broken_by"] == "").sum() <= 9
+        assert 0 < (ours["broken_by"] == "").sum() < n
 
 
 def test_same_verdict_for_custom_attacks(models):

@@ -16,7 +16,6 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 
 import engine.trainer
 from attacks.pgd import AttackSpec, pgd20, starting_point
@@ -29,6 +28,7 @@ from engine.steps.standard import TrainStep
 from engine.trainer import Stopped, Trainer
 from losses import METHODS, create_objective
 from models import create_model
+from tests.helpers import ROOT
 from utils.errors import UserError
 
 PROGRAM = ROOT / "train_lbgat.py"

@@ -13,15 +13,6 @@ from evaluation.autoattack.suite import LOGGER, STANDARD, Suite
 from evaluation.results import Outcomes
 
 
-def verdicts(n, num_classes, seed=0):
-    """Labels, clean predictions and broken_by of an evaluation that never took place."""
-    random = np.random.default_rng(seed)
-    labels = random.integers(0, num_classes, n)
-    clean = np.where(random.random(n) < 0.7, labels, (labels + 1) % num_classes)
-    attacked = random.choice(["", *STANDARD], n, p=[0.4, 0.3, 0.2, 0.1, 0])
-    return labels, clean, np.where(clean == labels, attacked, "clean").astype("U16")
-
-
 @pytest.mark.parametrize("num_classes, n", [(10, 200), (100, 150)])
 def test_per_class_against_a_loop(num_classes, n):
     labels, clean, broken_by = verdicts(n, num_classes)

@@ -6,38 +6,19 @@ import re
 import pyautoattack
 import pytest
 import torch
-from pyautoattack.square import SquareAttack
-from test_autoattack import digits, suite, tiny, train
 from torch import nn
 from tqdm import tqdm
 
 from evaluation import gradient_masking as masking
 from evaluation.gradient_masking import cross_checks
+from tests.helpers import CHECKS, digits, suite, trained
 
-NAMES = [
-    "black box not below white box",
-    "accuracy falls with epsilon, to nothing",
-    "PGD-100 not better than APGD",
-    "noise hardly hurts",
-]
-
-
-@pytest.fixture(autouse=True)
-def few_queries(monkeypatch):
-    """A tenth of Square's 5,000, in the official front end as well."""
-    perturb = SquareAttack.perturb
-
-    def quick(self, *args, **kwargs):
-        self.n_queries = 500
-        return perturb(self, *args, **kwargs)
-
-    monkeypatch.setattr(SquareAttack, "perturb", quick)
+pytestmark = pytest.mark.usefixtures("few_queries")
 
 
 @functools.cache
 def robust_net():
-    """Of the tiny network, started naturally: adversarial training from scratch ends in a constant."""
-    return train(train(tiny(), 5).requires_grad_(True), 10, epsilon=0.1)
+    return trained("tiny-robust-0.1")
 
 
 class Behind(nn.Module):
@@ -52,7 +33,7 @@ class Behind(nn.Module):
 
 
 def passed(checks):
-    assert [check.name for check in checks] == NAMES
+    assert [check.name for check in checks] == CHECKS
     assert all(type(check.passed) is bool for check in checks)  # which the report's JSON can hold
     return [check.passed for check in checks]
 

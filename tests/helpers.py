@@ -1,0 +1,126 @@
+"""What several tests share: the golden file, the digits, tiny networks, and AutoAttack's official front end."""
+
+import os
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pyautoattack
+import torch
+from torch import nn
+
+from datasets import load_dataset
+from datasets.loader import to_device, to_float
+from evaluation.attack_loop import attack_chunk
+from evaluation.autoattack.suite import STANDARD, Suite
+from models import create_model
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "tests" / "data"
+GOLDEN_PATH = Path(os.environ.get("LBGAT_GOLDEN", ROOT / "tests" / "golden.npz"))
+CPU = torch.device("cpu")
+DIGITS = load_dataset("digits")
+QUICK = ("--version", "custom", "--attacks", "apgd-ce", "--n-examples", 6, "--batch-size", 2, "--epsilon", "0.02")
+CHECKS = [
+    "black box not below white box",
+    "accuracy falls with epsilon, to nothing",
+    "PGD-100 not better than APGD",
+    "noise hardly hurts",
+]
+
+
+def tiny_net(state: dict[str, torch.Tensor]) -> nn.Sequential:
+    """The golden cases' network (conv-BN-ReLU twice, pool, linear), its widths read off a state dict."""
+    widths = [state["conv1.weight"].shape[0], state["conv2.weight"].shape[0]]
+    channels, classes = state["conv1.weight"].shape[1], state["fc.weight"].shape[0]
+    net = nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(channels, widths[0], 3, padding=1, bias=False),
+            bn1=nn.BatchNorm2d(widths[0]),
+            relu1=nn.ReLU(),
+            conv2=nn.Conv2d(widths[0], widths[1], 3, stride=2, padding=1, bias=False),
+            bn2=nn.BatchNorm2d(widths[1]),
+            relu2=nn.ReLU(),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flat=nn.Flatten(),
+            fc=nn.Linear(widths[1], classes),
+        )
+    ).double()
+    net.load_state_dict(state)
+    return net
+
+
+class Golden:
+    """Numbers that the authors' programs produce; keys are ``case/what``."""
+
+    def __init__(self, path: Path):
+        self.arrays = dict(np.load(path, allow_pickle=False))
+        self.cases = sorted({key.split("/")[0] for key in self.arrays} - {"meta", "forward"})
+        self.networks = sorted({key.split("/")[1] for key in self.arrays if key.startswith("forward/")})
+        self.steps = int(self.arrays["meta/steps"])
+        self.num_classes = int(self.arrays["meta/num_classes"])
+        self.sin_factor = float(self.arrays["meta/sin_factor"])
+
+    def get(self, *path: object) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(self.arrays["/".join(map(str, path))]))
+
+    def state(self, case: str, which: str) -> dict[str, torch.Tensor]:
+        prefix = f"{case}/{which}/"
+        return {k.removeprefix(prefix): torch.from_numpy(v) for k, v in self.arrays.items() if k.startswith(prefix)}
+
+
+GOLDEN = Golden(GOLDEN_PATH)
+
+
+def digits(n):
+    pixels, labels = to_device(DIGITS.x_test[:n], DIGITS.y_test[:n], CPU)
+    return to_float(pixels), labels
+
+
+def tiny():
+    """Fast enough for 5,000 queries: two strided convolutions on 16x16 images."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 4, stride=4), nn.ReLU(), nn.Conv2d(8, 32, 2, stride=2), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(128, 10))
+
+
+def trained(name):
+    """A network of ``tests/data/make_networks.py``, in eval mode and frozen."""
+    model = tiny() if name.startswith("tiny") else create_model("wrn-10-1", 10)
+    model.load_state_dict(torch.load(DATA / f"{name}.pt", weights_only=True))
+    return model.eval().requires_grad_(False)
+
+
+def suite(
+    norm="linf", epsilon=0.1, attacks=STANDARD, version="standard", batch_size=12, package=pyautoattack, **kwargs
+):
+    return Suite(package, attacks, norm, epsilon, 3, version, batch_size, **kwargs)
+
+
+def attacked(model, suite, x, y):
+    """The steps of a chunk -> x_adv (the clean image where robust) and the arrays of ``Outcomes`` for its images."""
+    x_adv, broken_by = x.cpu().numpy().copy(), np.full(len(x), "", "U16")
+    for step in attack_chunk(model, suite, x, y):
+        x_adv[step.broken], broken_by[step.broken] = step.x_adv, step.name
+    return {"x_adv": x_adv, "adversarial_prediction": step.prediction, "broken_by": broken_by}
+
+
+def official(model, x, y, norm, epsilon, batch_size, attacks=None):
+    """The official front end, called once per chunk."""
+    x_adv, prediction = [], []
+    for chunk_x, chunk_y in zip(x.split(batch_size), y.split(batch_size), strict=True):
+        version = {"version": "custom", "attacks": attacks} if attacks else {"version": "standard"}
+        front_end = pyautoattack.AutoAttack(model, norm=norm, eps=epsilon, seed=3, **version)
+        result = front_end.run_standard_evaluation(chunk_x, chunk_y, batch_size=batch_size)
+        x_adv.append(result[0])
+        prediction.append(result[1])
+    return torch.cat(x_adv).numpy(), torch.cat(prediction).numpy()
+
+
+def verdicts(n, num_classes, seed=0):
+    """Labels, clean predictions and broken_by of an evaluation that never took place."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, num_classes, n)
+    clean = np.where(random.random(n) < 0.7, labels, (labels + 1) % num_classes)
+    attacked = random.choice(["", *STANDARD], n, p=[0.4, 0.3, 0.2, 0.1, 0])
+    return labels, clean, np.where(clean == labels, attacked, "clean").astype("U16")
