@@ -48,7 +48,7 @@ def _l2_norm(v: Tensor) -> Tensor:
     return v.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
 
 
-def ascend(x_adv: Tensor, gradient: Tensor, x: Tensor, spec: AttackSpec) -> Tensor:
+def pgd_step(x_adv: Tensor, gradient: Tensor, x: Tensor, spec: AttackSpec) -> Tensor:
     """One step along the gradient, projected on the epsilon-ball around x, clamped to [0, 1]."""
     if spec.norm == "linf":
         x_adv = x_adv + spec.step_size * gradient.sign()
@@ -95,7 +95,7 @@ def perturb(
             value = inner(forward(x_adv), nat_logits, y).sum()
         (gradient,) = torch.autograd.grad(value, x_adv)
         with torch.no_grad():
-            x_adv = ascend(x_adv, gradient, x, spec)
+            x_adv = pgd_step(x_adv, gradient, x, spec)
     return x_adv.detach()
 
 

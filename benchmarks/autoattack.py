@@ -30,7 +30,7 @@ from benchmarks.measure import synchronize
 from datasets.loader import to_device, to_float
 from evaluation.attack_loop import attack_chunk
 from evaluation.autoattack import attacked_model as queries_module
-from evaluation.autoattack.attacked_model import Queries, lead
+from evaluation.autoattack.attacked_model import AttackedModel, margin
 from evaluation.autoattack.suite import LOGGER, SUITE_NORMS, SUITES, Suite
 from evaluation.config import EvalConfig
 from evaluation.target import load_data, load_network
@@ -67,7 +67,7 @@ class Stopwatch:
 
         return timed
 
-    def watch(self, queries: Queries) -> None:
+    def watch(self, queries: AttackedModel) -> None:
         """Time the network inside ``queries``, and the suite's projections and checks, from now on."""
         queries._fitting = self.time("forward", queries._fitting)
         differentiable = queries_module._Differentiable
@@ -123,7 +123,7 @@ def run_front_end(model: nn.Module, suite: Suite, x: Tensor, y: Tensor) -> dict[
     return {"counts": counts, "x_adv": x_adv, "prediction": prediction}
 
 
-def run_ours(queries: Queries, suite: Suite, x: Tensor, y: Tensor, stopwatch: Stopwatch) -> dict[str, Any]:
+def run_ours(queries: AttackedModel, suite: Suite, x: Tensor, y: Tensor, stopwatch: Stopwatch) -> dict[str, Any]:
     """As ``run_front_end``, and the parts of each attack's seconds."""
     seconds, profile, x_adv = {}, {}, x.clone()
     rows, cpu_began = queries.rows, time.process_time()
@@ -147,13 +147,13 @@ def differences(
     for i in (stood["front end"] != stood["ours"]).nonzero().flatten().tolist():
         breaker = next(name for name in runs if not stood[name][i])
         with torch.no_grad(), ieee_products():
-            margin = lead(model(runs[breaker]["x_adv"][i : i + 1]), y[i : i + 1]).item()
-        rows.append({"image": first + i, "broken_by": breaker, "margin": margin})
+            gap = margin(model(runs[breaker]["x_adv"][i : i + 1]), y[i : i + 1]).item()
+        rows.append({"image": first + i, "broken_by": breaker, "margin": gap})
     return rows
 
 
-def warm_up(model: nn.Module, queries: Queries, x: Tensor, y: Tensor) -> None:
-    """Queries of both, for what happens once: compilation, and cuDNN's timing of its algorithms."""
+def warm_up(model: nn.Module, queries: AttackedModel, x: Tensor, y: Tensor) -> None:
+    """AttackedModel of both, for what happens once: compilation, and cuDNN's timing of its algorithms."""
     for rows in (len(x), min(WARM_UP, len(x))):
         for grad in (False, True):
             leaf = x[:rows].clone().requires_grad_(grad)
@@ -179,7 +179,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     config = EvalConfig(checkpoint=args.checkpoint, dataset=args.dataset, data_dir=args.data_dir)
     plain, subject = load_network(config), load_network(config)
     model = plain.model.to(device).eval()
-    queries = Queries(subject.model, device, args.precision, args.compile)
+    queries = AttackedModel(subject.model, device, args.precision, args.compile)
     data = load_data(config, subject)
     pixels, labels = to_device(data.x_test[: args.n], data.y_test[: args.n], device)
     images, size = to_float(pixels), min(args.batch_size, args.n)

@@ -29,7 +29,7 @@ from engine.config import parse_train
 from engine.steps.standard import TrainStep
 from losses import create_objective
 from models import create_model
-from models.accelerate import best_speedups
+from models.accelerate import choose_acceleration
 from utils.device import choose_device, describe, set_precision
 from utils.errors import UserError, run_program
 
@@ -85,7 +85,7 @@ class Scaling:
             optimizer,
             attack,
             autocast,
-            best_speedups(self.device, "auto", batch),
+            choose_acceleration(self.device, "auto", batch),
         )
         x = torch.rand(batch, 3, 32, 32, device=self.device)
         y = torch.randint(100, (batch,), device=self.device)

@@ -28,7 +28,7 @@ from engine.steps.standard import TrainStep
 from engine.validate import pgd_accuracy
 from losses import create_objective
 from models import create_model
-from models.accelerate import PLAIN, Network, Speedups, best_speedups
+from models.accelerate import NO_ACCELERATION, AcceleratedModel, AccelerationConfig, choose_acceleration
 from utils.device import choose_device, describe, set_precision
 from utils.errors import UserError, run_program
 
@@ -91,11 +91,11 @@ class Bench:
 
         return run
 
-    def ours(self, speedups: Speedups, precision: str, fused: bool = True) -> Callable[[], object]:
+    def ours(self, acceleration: AccelerationConfig, precision: str, fused: bool = True) -> Callable[[], object]:
         student, guide, optimizer = self._networks(fused)
         autocast = set_precision(precision, self.device)
         step = TrainStep(
-            student, guide, create_objective("lbgat", beta=self.args.beta), optimizer, ATTACK, autocast, speedups
+            student, guide, create_objective("lbgat", beta=self.args.beta), optimizer, ATTACK, autocast, acceleration
         )
 
         def run() -> object:
@@ -106,28 +106,28 @@ class Bench:
 
     def ablations(self) -> dict[str, Callable[[], Callable[[], object]]]:
         """Each optimization alone, and all but one: makers of a step, so that only one at a time holds memory."""
-        best = best_speedups(self.device, self.args.compile, self.args.batch_size)
+        best = choose_acceleration(self.device, self.args.compile, self.args.batch_size)
         rows = {
             "clean logits once": lambda: self.reference(clean_once=True),
             "frozen parameters": lambda: self.reference(frozen=True),
             "channels_last": lambda: self.reference(channels_last=True),
-            "our step, no speedups": lambda: self.ours(PLAIN, "fp32", fused=False),
+            "our step, no acceleration": lambda: self.ours(NO_ACCELERATION, "fp32", fused=False),
         }
         alone = {
             "channels_last": ({"channels_last": True}, {"channels_last": False}),
             "folded BatchNorm": ({"fold": True}, {"fold": False}),
         }
-        if best.compile_for:
-            alone["compile"] = ({"compile_for": best.compile_for}, {"compile_for": 0})
+        if best.compile_batch_size:
+            alone["compile"] = ({"compile_batch_size": best.compile_batch_size}, {"compile_batch_size": 0})
         if best.cuda_graphs:
-            graphs = {"compile_for": best.compile_for, "cuda_graphs": True}
+            graphs = {"compile_batch_size": best.compile_batch_size, "cuda_graphs": True}
             alone["compile, CUDA graphs"] = (graphs, {"cuda_graphs": False})
         for name, (on, _) in alone.items():
-            rows[f"  + {name}"] = lambda on=on: self.ours(replace(PLAIN, **on), "fp32", fused=False)
-        rows["  + fused SGD"] = lambda: self.ours(PLAIN, "fp32", fused=True)
+            rows[f"  + {name}"] = lambda on=on: self.ours(replace(NO_ACCELERATION, **on), "fp32", fused=False)
+        rows["  + fused SGD"] = lambda: self.ours(NO_ACCELERATION, "fp32", fused=True)
         precisions = ("bf16",) if self.device.type == "cpu" else ("tf32", "bf16")
         for precision in precisions:
-            rows[f"  + {precision}"] = lambda precision=precision: self.ours(PLAIN, precision, fused=False)
+            rows[f"  + {precision}"] = lambda precision=precision: self.ours(NO_ACCELERATION, precision, fused=False)
         rows["all"] = lambda: self.ours(best, "fp32")
         for name, (_, off) in alone.items():
             rows[f"  - {name.split(', ')[-1]} (all)"] = lambda off=off: self.ours(replace(best, **off), "fp32")
@@ -141,8 +141,8 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     """All figures of one configuration."""
     device = choose_device(args.device)
     bench = Bench(args, device)
-    speedups = best_speedups(device, args.compile, args.batch_size)
-    reference, ours = bench.reference(), bench.ours(speedups, args.precision)
+    acceleration = choose_acceleration(device, args.compile, args.batch_size)
+    reference, ours = bench.reference(), bench.ours(acceleration, args.precision)
 
     memory = {}
     for name, run in (("reference", reference), ("ours", ours)):
@@ -182,7 +182,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
             figures["ablation"][name] = row
             write(figures, args.json)
         figures["beside_the_step"] = {
-            "PGD-20 evaluation": compare_evaluation(bench, speedups, args.precision),
+            "PGD-20 evaluation": compare_evaluation(bench, acceleration, args.precision),
             "making a batch": compare_batches(bench),
         }
         write(figures, args.json)
@@ -196,13 +196,13 @@ def write(figures: dict[str, object], path: Path | None) -> None:
         path.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def compare_evaluation(bench: Bench, speedups: Speedups, precision: str) -> dict[str, float]:
+def compare_evaluation(bench: Bench, acceleration: AccelerationConfig, precision: str) -> dict[str, float]:
     """PGD-20 on one batch: plain forward passes against ours."""
     images, runs = (bench.x * 255).to(torch.uint8), {}
-    for name, chosen, arithmetic in (("reference", PLAIN, "fp32"), ("ours", speedups, precision)):
+    for name, chosen, arithmetic in (("reference", NO_ACCELERATION, "fp32"), ("ours", acceleration, precision)):
         torch.manual_seed(0)
         model = create_model(bench.args.student, bench.args.num_classes).to(bench.device)
-        network = Network(model, chosen, set_precision(arithmetic, bench.device))
+        network = AcceleratedModel(model, chosen, set_precision(arithmetic, bench.device))
         runs[name] = partial(pgd_accuracy, network, images, bench.y, ATTACK.epsilon)
     seconds = alternate(runs, bench.args.repeats, bench.device)
     ours = statistics.median(seconds["ours"])

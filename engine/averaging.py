@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.accelerate import Network
+from models.accelerate import AcceleratedModel
 
 
 class WeightAverage:
@@ -20,8 +20,8 @@ class WeightAverage:
         tau: in [0, 1).
     """
 
-    def __init__(self, student: Network, tau: float):
-        self.network = Network(copy.deepcopy(student.model), student.speedups, student.autocast)
+    def __init__(self, student: AcceleratedModel, tau: float):
+        self.network = AcceleratedModel(copy.deepcopy(student.model), student.acceleration, student.autocast)
         self.tau, self.updates = tau, 0
 
     @property

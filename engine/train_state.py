@@ -14,16 +14,16 @@ from utils.options import flag
 FORMAT = "lbgat-training-state-1"
 
 # What may differ between a run and its continuation without making it another run.
-FREE_ON_RESUME = {
+MAY_CHANGE_ON_RESUME = {
     "epochs", "device", "mark", "data_dir", "extra_data", "log_dir", "checkpoint_dir", "resume", "max_minutes",
     "save_freq", "log_interval", "compile", "patience",
 }  # fmt: skip
 
 
-def _free(config: TrainConfig) -> set[str]:
+def _may_change_on_resume(config: TrainConfig) -> set[str]:
     """What may differ: the number of epochs only where the epochs before do not depend on it."""
     depends = config.schedule != "multistep" or config.epsilon_ramp != "none"
-    return FREE_ON_RESUME - {"epochs"} if depends else FREE_ON_RESUME
+    return MAY_CHANGE_ON_RESUME - {"epochs"} if depends else MAY_CHANGE_ON_RESUME
 
 
 def load_training_state(path: Path, config: TrainConfig, data: str, device: torch.device) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def load_training_state(path: Path, config: TrainConfig, data: str, device: torc
     differ = [
         f"{flag(name)} {then[name]} then, {value} now"
         for name, value in dataclasses.asdict(config).items()
-        if name not in _free(config) and then[name] != value
+        if name not in _may_change_on_resume(config) and then[name] != value
     ]
     if state["data"] != data:
         differ.append("the images are not the same")

@@ -23,7 +23,7 @@ from engine.train_state import FORMAT, load_training_state
 from engine.validate import evaluate
 from losses import create_objective
 from models import create_model
-from models.accelerate import best_speedups
+from models.accelerate import choose_acceleration
 from models.weights import load_strictly, plain_state
 from utils.device import choose_device, describe, set_precision
 from utils.errors import UserError, ensure_writable
@@ -75,7 +75,7 @@ class Trainer:
             self.optimizer,
             attack_spec(config, self.objective.start, epoch=1),
             autocast,
-            best_speedups(self.device, config.compile, config.batch_size),
+            choose_acceleration(self.device, config.compile, config.batch_size),
             config.awp_gamma,
         )
         averaged = config.average_every != "none"

@@ -8,17 +8,17 @@ from torch import Tensor
 from attacks.pgd import cross_entropy_per_image, frozen, perturb, pgd20, starting_point
 from datasets.loader import to_float
 from engine.config import TrainConfig
-from models.accelerate import Network
+from models.accelerate import AcceleratedModel
 
 LARGE_BATCH = 250
 
 
 def clean_accuracy(
-    network: Network, images: Tensor, labels: Tensor, on_batch: Callable[[], None] = lambda: None
+    network: AcceleratedModel, images: Tensor, labels: Tensor, on_batch: Callable[[], None] = lambda: None
 ) -> float:
     """Percentage of images (N, 3, H, W) uint8 that the network, in eval mode, labels right."""
     correct = 0
-    with frozen(network.model), torch.inference_mode(not network.speedups.compile_for), torch.no_grad():
+    with frozen(network.model), torch.inference_mode(not network.acceleration.compile_batch_size), torch.no_grad():
         network.refresh()
         for x, y in _batches(network, images, labels):
             correct += (network.attack_logits(x).argmax(1) == y).sum().item()
@@ -27,7 +27,7 @@ def clean_accuracy(
 
 
 def pgd_accuracy(
-    network: Network,
+    network: AcceleratedModel,
     images: Tensor,
     labels: Tensor,
     epsilon: float,
@@ -56,21 +56,21 @@ def pgd_accuracy(
     return 100 * correct / len(images)
 
 
-def _batches(network: Network, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(network: AcceleratedModel, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Float batches of the size that is fastest: what was compiled, or just large."""
-    size = network.speedups.compile_for or LARGE_BATCH
+    size = network.acceleration.compile_batch_size or LARGE_BATCH
     for x, y in zip(images.split(size), labels.split(size), strict=True):
         x = to_float(x)
-        yield (x.contiguous(memory_format=torch.channels_last) if network.speedups.channels_last else x), y
+        yield (x.contiguous(memory_format=torch.channels_last) if network.acceleration.channels_last else x), y
 
 
 def evaluate(
-    student: Network,
-    guide: Network | None,
+    student: AcceleratedModel,
+    guide: AcceleratedModel | None,
     images: Tensor,
     labels: Tensor,
     config: TrainConfig,
-    average: Network | None = None,
+    average: AcceleratedModel | None = None,
     on_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """What an epoch reports, accuracies in percent: clean on all images (N, 3, H, W) uint8, PGD-20 on the first

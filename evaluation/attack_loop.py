@@ -18,14 +18,14 @@ from tqdm import tqdm
 from datasets import Dataset
 from datasets.loader import to_device, to_float
 from evaluation.autoattack.suite import LOGGER, Suite
-from evaluation.results import Outcomes, Step
+from evaluation.results import AttackResult, PerImageResults
 from utils.distributed import Team
 from utils.errors import UserError
 
 
 def attack_chunk(
     queries: nn.Module, suite: Suite, x: Tensor, y: Tensor, done: int = 0, prediction: Tensor | None = None
-) -> Iterator[Step]:
+) -> Iterator[AttackResult]:
     """The clean pass, then every attack of the suite on what the ones before left robust (none if epsilon is 0).
 
     Args:
@@ -47,7 +47,7 @@ def attack_chunk(
             if right.any() and suite.epsilon > 0:
                 x_adv[right], prediction[right] = suite.run(front_end, name, x[right], y[right])
         broken = right & (prediction != y)
-        yield Step(
+        yield AttackResult(
             name,
             prediction.cpu().numpy(),
             broken.cpu().numpy(),
@@ -69,7 +69,7 @@ def evaluate(
     suite: Suite,
     epsilons: tuple[float, ...],
     data: Dataset,
-    outcomes: Outcomes,
+    outcomes: PerImageResults,
     save: Callable[[], None],
     team: Team,
 ) -> None:
@@ -120,7 +120,7 @@ def evaluate(
             suite.warn_about_square(outcomes.accuracies(suite.attacks, epsilon))
 
 
-def _restore(bar: tqdm, outcomes: Outcomes, epsilons: tuple[float, ...], team: Team) -> None:
+def _restore(bar: tqdm, outcomes: PerImageResults, epsilons: tuple[float, ...], team: Team) -> None:
     """Let the bar begin where an interrupted evaluation ended."""
     n = len(outcomes.clean_prediction)
     steps = np.repeat(outcomes.progress, outcomes.batch_size, axis=1)[:, :n]
@@ -133,7 +133,7 @@ def _restore(bar: tqdm, outcomes: Outcomes, epsilons: tuple[float, ...], team: T
     bar.refresh()
 
 
-def _advance(bar: tqdm, team: Team, epsilon: float, step: Step) -> str:
+def _advance(bar: tqdm, team: Team, epsilon: float, step: AttackResult) -> str:
     """Count a step; the accuracies at this epsilon of all images so far, under the attacks that each has met."""
     n, broken, clean = len(step.broken), step.broken.sum(), step.name == "clean"
     met = team.add(f"met at {epsilon}", n if clean else 0)

@@ -10,12 +10,12 @@ import numpy as np
 from utils.errors import UserError
 from utils.files import write_atomically
 
-NUM_SHOWN = 5  # broken images that are kept for the picture
-MEND = "delete it to start afresh, or use another --mark"
+NUM_EXAMPLES = 5  # broken images that are kept for the picture
+HINT = "delete it to start afresh, or use another --mark"
 
 
 @dataclass(frozen=True)
-class Step:
+class AttackResult:
     """What the clean pass (named ``clean``) or one attack did to a chunk of B images.
 
     Attributes:
@@ -32,7 +32,7 @@ class Step:
 
 
 @dataclass
-class Outcomes:
+class PerImageResults:
     """What came of every image at every epsilon; a job is one chunk of images at one epsilon.
 
     Attributes:
@@ -61,8 +61,8 @@ class Outcomes:
 
     @classmethod
     def empty(
-        cls, images: np.ndarray, batch_size: int, num_attacks: int, num_epsilons: int = 1, keep: int = NUM_SHOWN
-    ) -> "Outcomes":
+        cls, images: np.ndarray, batch_size: int, num_attacks: int, num_epsilons: int = 1, keep: int = NUM_EXAMPLES
+    ) -> "PerImageResults":
         """For images (N, H, W, C) of which none has been looked at."""
         n, height, width, channels = images.shape
         jobs = num_epsilons, -(-n // batch_size)
@@ -96,13 +96,13 @@ class Outcomes:
 
     @property
     def shown_index(self) -> np.ndarray:
-        """(K,) of at most NUM_SHOWN images for a picture."""
-        return self.kept_index[:NUM_SHOWN]
+        """(K,) of at most NUM_EXAMPLES images for a picture."""
+        return self.kept_index[:NUM_EXAMPLES]
 
     @property
     def shown_x_adv(self) -> np.ndarray:
         """(K, C, H, W) float32: what these images were turned into."""
-        return self.kept_x_adv[:NUM_SHOWN]
+        return self.kept_x_adv[:NUM_EXAMPLES]
 
     def part(self, chunk: int) -> slice:
         """The images of a chunk."""
@@ -129,7 +129,7 @@ class Outcomes:
         x_adv[self.kept_index] = self.kept_x_adv
         return x_adv
 
-    def add(self, epsilon: int, chunk: int, step: Step) -> None:
+    def add(self, epsilon: int, chunk: int, step: AttackResult) -> None:
         """Take in the next step of a job."""
         part, done = self.part(chunk), self.progress[epsilon, chunk]
         if step.name == "clean":
@@ -141,7 +141,7 @@ class Outcomes:
         self.seconds[epsilon, chunk, done] = step.seconds
         self.progress[epsilon, chunk] += 1
 
-    def merge(self, other: "Outcomes") -> None:
+    def merge(self, other: "PerImageResults") -> None:
         """Take from another process's outcomes every job that got further there."""
         for epsilon, chunk in np.argwhere(other.progress > self.progress):
             part = self.part(chunk)
@@ -170,7 +170,7 @@ class Outcomes:
         write_atomically(path, lambda file: np.savez(file, fingerprint=json.dumps(fingerprint), **asdict(self)))
 
     @classmethod
-    def load(cls, path: Path, fingerprint: dict[str, Any]) -> "Outcomes":
+    def load(cls, path: Path, fingerprint: dict[str, Any]) -> "PerImageResults":
         """What an interrupted evaluation left.
 
         Raises:
@@ -178,20 +178,20 @@ class Outcomes:
         """
         theirs, outcomes = read_state(path)
         if differ := differences(theirs, fingerprint):
-            raise UserError(f"{path} is of another, unfinished evaluation ({differ}): {MEND}")
+            raise UserError(f"{path} is of another, unfinished evaluation ({differ}): {HINT}")
         return outcomes
 
 
-def read_state(path: Path) -> tuple[dict[str, Any], Outcomes]:
+def read_state(path: Path) -> tuple[dict[str, Any], PerImageResults]:
     """Raises: UserError: the file is damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            outcomes = Outcomes(**{field.name: file[field.name][()] for field in fields(Outcomes)})
+            outcomes = PerImageResults(**{field.name: file[field.name][()] for field in fields(PerImageResults)})
             return json.loads(str(file["fingerprint"])), outcomes
     except PermissionError:
         raise
     except Exception as error:  # a damaged file makes zipfile and numpy raise nearly anything
-        raise UserError(f"{path} is damaged and cannot be gone on with: {MEND}") from error
+        raise UserError(f"{path} is damaged and cannot be gone on with: {HINT}") from error
 
 
 def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from evaluation.autoattack.attacked_model import Queries, fastest_batch
-from evaluation.results import Outcomes, differences, read_state
+from evaluation.autoattack.attacked_model import AttackedModel, fastest_batch
+from evaluation.results import PerImageResults, differences, read_state
 from utils.distributed import Team
 from utils.errors import UserError
 
@@ -31,7 +31,7 @@ def clear(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def resume(folder: Path, fingerprint: dict[str, Any], team: Team) -> Outcomes | None:
+def resume(folder: Path, fingerprint: dict[str, Any], team: Team) -> PerImageResults | None:
     """The outcomes of all processes of an interrupted evaluation; None if there was none.
 
     Raises:
@@ -40,13 +40,13 @@ def resume(folder: Path, fingerprint: dict[str, Any], team: Team) -> Outcomes | 
     for rank, theirs in enumerate(team.gather(fingerprint)):
         if differ := differences(theirs, fingerprint):
             raise UserError(f"process {rank} has other files or settings ({differ}): give all machines the same")
-    found = _from_all_machines(folder, lambda path: Outcomes.load(path, fingerprint), team)
+    found = _from_all_machines(folder, lambda path: PerImageResults.load(path, fingerprint), team)
     for other in found[1:]:
         found[0].merge(other)
     return team.broadcast(found[0] if found else None)
 
 
-def choose_batch_size(queries: Queries, images: np.ndarray, folder: Path, team: Team) -> int:
+def choose_batch_size(queries: AttackedModel, images: np.ndarray, folder: Path, team: Team) -> int:
     """That of the evaluation with which ``resume`` would go on, else what is fastest on rank 0's device and leaves each
     of several processes two chunks.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from evaluation.autoattack.suite import SUITE_NORMS
 from evaluation.config import EvalConfig
-from evaluation.target import Subject
+from evaluation.target import LoadedModel
 from models.weights import plain_state
 from utils.errors import UserError, ensure_writable
 from utils.files import file_hash, save_atomically, write_atomically
@@ -63,7 +63,7 @@ def _code(module: str, classes: str, call: str) -> str:
     return f"from robustbench.model_zoo.architectures.{module} import {classes}\n\nmodel = {call}"
 
 
-def export_robustbench(folder: Path, name: str, subject: Subject, result: dict[str, Any]) -> str:
+def export_robustbench(folder: Path, name: str, subject: LoadedModel, result: dict[str, Any]) -> str:
     """Write ``models/DATASET/NORM/NAME.pt``, ``model_info/DATASET/NORM/NAME.json`` and the model card ``README.md``.
 
     The folders are those in which RobustBench looks for them. Of the JSON file, null is what has to be filled in by
@@ -109,7 +109,7 @@ def leaderboard_gaps(result: dict[str, Any]) -> list[str]:
     return gaps
 
 
-def _model_info(architecture: str, subject: Subject, result: dict[str, Any], gaps: list[str]) -> dict[str, Any]:
+def _model_info(architecture: str, subject: LoadedModel, result: dict[str, Any], gaps: list[str]) -> dict[str, Any]:
     all_images = result["n"] >= LEADERBOARD_IMAGES
     usual = LEADERBOARDS.get((result["dataset"], result["norm"]), result["epsilon_text"])
     footnote = f"Uses epsilon {result['epsilon_text']} instead of {usual}" if result["epsilon_text"] != usual else None

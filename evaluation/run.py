@@ -16,15 +16,15 @@ from datasets.loader import to_device, to_float
 from evaluation import attack_loop as autoattack
 from evaluation import summary as report
 from evaluation.adversarial import save_adversarial
-from evaluation.autoattack.attacked_model import Queries
+from evaluation.autoattack.attacked_model import AttackedModel
 from evaluation.autoattack.log import of_each_kind, suite_log
 from evaluation.autoattack.suite import LOGGER, Suite, check_classes, choose_attacks, find_package
 from evaluation.config import EvalConfig
 from evaluation.gradient_masking import cross_checks
-from evaluation.results import NUM_SHOWN, Outcomes
+from evaluation.results import NUM_EXAMPLES, PerImageResults
 from evaluation.resume import choose_batch_size, clear, only_evaluation, resume, state_path
 from evaluation.robustbench import check_destinations, export_robustbench
-from evaluation.target import Subject, load_data, load_network, run_name, warn_of_other_training
+from evaluation.target import LoadedModel, load_data, load_network, run_name, warn_of_other_training
 from report.page import write_pages
 from utils.device import choose_device, describe
 from utils.distributed import Team
@@ -48,7 +48,7 @@ def evaluate(config: EvalConfig, command: str, team: Team) -> None:
     log = folder / "autoattack.log"
     epsilons = (config.epsilon, *(epsilon for epsilon in config.epsilons if epsilon != config.epsilon))
     with only_evaluation(folder) if team.rank == 0 else nullcontext():
-        queries = Queries(subject.model, device, config.precision, config.compile)
+        queries = AttackedModel(subject.model, device, config.precision, config.compile)
         suite = Suite(
             package=package,
             attacks=attacks,
@@ -66,8 +66,8 @@ def evaluate(config: EvalConfig, command: str, team: Team) -> None:
         outcomes = resume(folder, state, team)
         resumed = outcomes is not None
         if outcomes is None:
-            keep = len(data.y_test) if config.save_adv else NUM_SHOWN
-            outcomes = Outcomes.empty(data.x_test, suite.batch_size, len(attacks), len(epsilons), keep)
+            keep = len(data.y_test) if config.save_adv else NUM_EXAMPLES
+            outcomes = PerImageResults.empty(data.x_test, suite.batch_size, len(attacks), len(epsilons), keep)
         if team.rank == 0:
             report.keep_earlier(folder, fingerprint)
         with suite_log(log if team.rank == 0 else None, resumed, outcomes.warn):
@@ -88,11 +88,11 @@ def finish(
     config: EvalConfig,
     facts: dict[str, Any],
     folder: Path,
-    subject: Subject,
-    queries: Queries,
+    subject: LoadedModel,
+    queries: AttackedModel,
     suite: Suite,
     data: Dataset,
-    outcomes: Outcomes,
+    outcomes: PerImageResults,
 ) -> None:
     """Write the report and what leaves the house, and print what lies where; the verdict is the last line."""
     result = {
@@ -126,7 +126,7 @@ def finish(
         print(report.last_line(result))
 
 
-def draw(folder: Path, outcomes: Outcomes, data: Dataset) -> str:
+def draw(folder: Path, outcomes: PerImageResults, data: Dataset) -> str:
     """Write ``adversarial.png`` if there is something to draw and to draw it with; returns one line about it."""
     path = folder / "adversarial.png"
     if importlib.util.find_spec("matplotlib") is None:

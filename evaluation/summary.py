@@ -15,7 +15,7 @@ import torch
 
 from datasets import Dataset
 from evaluation.autoattack.suite import Suite
-from evaluation.results import Outcomes
+from evaluation.results import PerImageResults
 from utils.files import write_atomically
 from utils.options import format_epsilon
 
@@ -95,7 +95,7 @@ def keep_earlier(folder: Path, fingerprint: dict[str, Any]) -> str | None:
     return kept[FILES[0]]
 
 
-def write_report(folder: Path, report: dict[str, Any], outcomes: Outcomes, labels: np.ndarray) -> None:
+def write_report(folder: Path, report: dict[str, Any], outcomes: PerImageResults, labels: np.ndarray) -> None:
     """``autoattack.npz`` and, once that is safe, ``autoattack.json``."""
     arrays = {
         "index": np.arange(len(labels)),
@@ -149,7 +149,7 @@ def throughput(
     """Images per second of wall time, of all processes together, as if they had been equally busy.
 
     Args:
-        broken_by: (N,) str, as in ``Outcomes``.
+        broken_by: (N,) str, as in ``PerImageResults``.
         seconds: of ``clean``, each attack and ``total``, summed over the processes.
 
     Returns:
@@ -164,7 +164,7 @@ def throughput(
     return {name: n * processes / seconds[name] if n and seconds[name] else None for name, n in given.items()}
 
 
-def figures(suite: Suite, outcomes: Outcomes, epsilon: int) -> dict[str, Any]:
+def figures(suite: Suite, outcomes: PerImageResults, epsilon: int) -> dict[str, Any]:
     """The accuracies at one epsilon, given by its index."""
     accuracies = outcomes.accuracies(suite.attacks, epsilon)
     return {
@@ -174,7 +174,7 @@ def figures(suite: Suite, outcomes: Outcomes, epsilon: int) -> dict[str, Any]:
     }
 
 
-def curve(suite: Suite, outcomes: Outcomes, epsilons: Sequence[float]) -> list[dict[str, Any]]:
+def curve(suite: Suite, outcomes: PerImageResults, epsilons: Sequence[float]) -> list[dict[str, Any]]:
     """The accuracies at every epsilon, ascending; epsilons are given in the order of the outcomes."""
     return [
         {
@@ -189,7 +189,7 @@ def curve(suite: Suite, outcomes: Outcomes, epsilons: Sequence[float]) -> list[d
 
 def results(
     suite: Suite,
-    outcomes: Outcomes,
+    outcomes: PerImageResults,
     epsilons: Sequence[float],
     labels: np.ndarray,
     class_names: Sequence[str],

@@ -19,7 +19,7 @@ NUM_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100}
 
 
 @dataclass(frozen=True)
-class Subject:
+class LoadedModel:
     """The network under test, its name, and the data set of the run that it comes from (None if unknown).
 
     ``run`` holds all settings of that run, by their names in ``TrainConfig``; of a published file it is empty.
@@ -32,7 +32,7 @@ class Subject:
     run: dict[str, Any]
 
 
-def load_network(config: EvalConfig) -> Subject:
+def load_network(config: EvalConfig) -> LoadedModel:
     """Raises: UserError: no such file, not a checkpoint, or not of the network asked for."""
     path = config.checkpoint
     if not path:
@@ -46,10 +46,10 @@ def load_network(config: EvalConfig) -> Subject:
         raise UserError(f"{path} does not tell its network: pass --student, e.g. {', '.join(RESNETS)} or wrn-34-10")
     model = create_model(name, num_classes or 10)  # without a known head the strict loading below says what is wrong
     load_strictly(model, state, path)
-    return Subject(model, name, num_classes, run.get("dataset"), run)
+    return LoadedModel(model, name, num_classes, run.get("dataset"), run)
 
 
-def load_data(config: EvalConfig, subject: Subject) -> Dataset:
+def load_data(config: EvalConfig, subject: LoadedModel) -> Dataset:
     """The data set, its test split cut to the images to attack.
 
     Raises:
@@ -70,7 +70,7 @@ def load_data(config: EvalConfig, subject: Subject) -> Dataset:
     return replace(data, x_test=data.x_test[attacked], y_test=data.y_test[attacked])
 
 
-def _check_classes(config: EvalConfig, subject: Subject, name: str, num_classes: int) -> None:
+def _check_classes(config: EvalConfig, subject: LoadedModel, name: str, num_classes: int) -> None:
     if num_classes != subject.num_classes:
         raise UserError(
             f"{config.checkpoint} is of {subject.num_classes} classes and data set {name!r} has {num_classes}: "
@@ -85,7 +85,7 @@ def run_name(config: EvalConfig) -> str:
     return config.mark or re.sub(r"[^\w.+-]", "-", path.parent.name if ours else path.stem)
 
 
-def warn_of_other_training(subject: Subject, config: EvalConfig) -> None:
+def warn_of_other_training(subject: LoadedModel, config: EvalConfig) -> None:
     """One line where the network was made robust in another ball than the one in which it is attacked."""
     if subject.run.get("method") == "natural" or not {"norm", "epsilon"} <= subject.run.keys():
         return

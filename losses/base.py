@@ -10,7 +10,7 @@ class Objective(nn.Module):
     """A method in three members: ``passes``, ``inner`` and ``outer``.
 
     State that a method carries belongs in buffers: a checkpoint keeps them through ``state_dict``. It changes in
-    ``observe`` and ``end_epoch`` alone, since weight perturbation evaluates ``outer`` more than once a step.
+    ``after_step`` and ``end_epoch`` alone, since weight perturbation evaluates ``outer`` more than once a step.
 
     Args:
         label_smoothing: of ``self.cross_entropy``, for the cross-entropies that ``outer`` minimises; in [0, 1).
@@ -59,7 +59,7 @@ class Objective(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} does not define outer()")
 
-    def observe(self, logits: Mapping[str, Tensor], y: Tensor) -> None:
+    def after_step(self, logits: Mapping[str, Tensor], y: Tensor) -> None:
         """Called once a step, after the gradients, without gradient, with the logits (detached) of the loss.
 
         On CUDA it is captured into the step's graph: change tensors in place, and use no Python state and no .item().

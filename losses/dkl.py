@@ -106,7 +106,7 @@ class IKL(DKL):
     def wmse(self, nat_logits: Tensor, adv_logits: Tensor, y: Tensor) -> Tensor:
         return weighted_mse(nat_logits - adv_logits, self.prior[y]).mean()
 
-    def observe(self, logits: Mapping[str, Tensor], y: Tensor) -> None:
+    def after_step(self, logits: Mapping[str, Tensor], y: Tensor) -> None:
         predictions = (logits["nat"] / self.temperature).softmax(1)
         self.prior_sums.index_add_(0, y, predictions.to(self.prior_sums.dtype))
 

@@ -11,42 +11,44 @@ from torch import Tensor, fx, nn
 
 from models.fold import Folded
 
-ANY_SIZE = -1  # as ``compile_for``
+DYNAMIC = -1  # as ``compile_batch_size``
 
 
 @dataclass(frozen=True)
-class Speedups:
+class AccelerationConfig:
     """Which optimizations a step uses; each leaves the mathematics as it is.
 
     Attributes:
         channels_last: weights and images in NHWC memory order.
         fold: the attack runs on a copy of the student with BatchNorm folded into the convolutions.
-        compile_for: batches of exactly this size run through torch.compile, any other (an epoch's last) eagerly, so
-            that nothing is ever recompiled; 0 compiles nothing, and ANY_SIZE with a symbolic batch size.
+        compile_batch_size: batches of exactly this size run through torch.compile, any other (an epoch's last) eagerly,
+            so that nothing is ever recompiled; 0 compiles nothing, and DYNAMIC with a symbolic batch size.
         cuda_graphs: everything of a step up to the gradients, attack included, is replayed as one CUDA graph, for
             batches of the compiled size.
     """
 
     channels_last: bool = True
     fold: bool = True
-    compile_for: int = 0
+    compile_batch_size: int = 0
     cuda_graphs: bool = False
 
 
-PLAIN = Speedups(channels_last=False, fold=False)
+NO_ACCELERATION = AccelerationConfig(channels_last=False, fold=False)
 
 
-def best_speedups(device: torch.device, compile: str, batch_size: int) -> Speedups:
+def choose_acceleration(device: torch.device, compile: str, batch_size: int) -> AccelerationConfig:
     """What pays on a device (measured: benchmarks/train_step.py --ablate).
 
     Args:
         compile: ``auto`` (on CUDA only: eager is faster on a CPU), ``on`` or ``off``.
     """
     compiled = compile == "on" or (compile == "auto" and device.type == "cuda")
-    return Speedups(compile_for=batch_size if compiled else 0, cuda_graphs=compiled and device.type == "cuda")
+    return AccelerationConfig(
+        compile_batch_size=batch_size if compiled else 0, cuda_graphs=compiled and device.type == "cuda"
+    )
 
 
-class Network:
+class AcceleratedModel:
     """The forward passes of one network: in train mode, and (folded, frozen) under attack.
 
     Args:
@@ -55,16 +57,19 @@ class Network:
     """
 
     def __init__(
-        self, model: nn.Module, speedups: Speedups, autocast: Callable[[], AbstractContextManager] = nullcontext
+        self,
+        model: nn.Module,
+        acceleration: AccelerationConfig,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
     ):
-        if speedups.channels_last:
+        if acceleration.channels_last:
             model.to(memory_format=torch.channels_last)
-        self.model, self.speedups, self.autocast = model, speedups, autocast
-        self._folded = _fold(model) if speedups.fold else None
+        self.model, self.acceleration, self.autocast = model, acceleration, autocast
+        self._folded = _fold(model) if acceleration.fold else None
         self._train_forward: Callable[[Tensor], Tensor] = model
         self._attack_forward: Callable[[Tensor], Tensor] = self._folded or model
-        if speedups.compile_for:
-            dynamic = None if speedups.compile_for == ANY_SIZE else False  # None: from the second size on
+        if acceleration.compile_batch_size:
+            dynamic = None if acceleration.compile_batch_size == DYNAMIC else False  # None: from the second size on
             attacked = self._folded.module if self._folded else model
             try:
                 self._train_forward = torch.compile(model, dynamic=dynamic)
@@ -101,7 +106,7 @@ class Network:
         warn_once(f"torch.compile failed ({reason}): going on without it")
 
     def _run(self, forward: Callable[[Tensor], Tensor], eager: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        if self.speedups.compile_for not in (len(images), ANY_SIZE):
+        if self.acceleration.compile_batch_size not in (len(images), DYNAMIC):
             forward = eager
         with self.autocast():
             logits = forward(images)

@@ -24,13 +24,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine.config import TrainConfig, parse_train
-from engine.train_state import FREE_ON_RESUME
+from engine.train_state import MAY_CHANGE_ON_RESUME
 from utils.errors import UserError, run_program
 from utils.options import format_epsilon
 
 ROOT = Path(__file__).resolve().parent.parent
 DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "digits"}
-NOT_PART_OF_A_RECIPE = (FREE_ON_RESUME - {"epochs"}) | {"seed", "precision", "val_size", "eval_size"}
+NOT_PART_OF_A_RECIPE = (MAY_CHANGE_ON_RESUME - {"epochs"}) | {"seed", "precision", "val_size", "eval_size"}
 NONE = "–"
 NO_RUNS = "Nothing measured yet."
 

@@ -98,7 +98,7 @@ def suite(
 
 
 def attacked(model, suite, x, y):
-    """The steps of a chunk -> x_adv (the clean image where robust) and the arrays of ``Outcomes`` for its images."""
+    """Attack a chunk; return x_adv (the clean image where robust) and its arrays of ``PerImageResults``."""
     x_adv, broken_by = x.cpu().numpy().copy(), np.full(len(x), "", "U16")
     for step in attack_chunk(model, suite, x, y):
         x_adv[step.broken], broken_by[step.broken] = step.x_adv, step.name

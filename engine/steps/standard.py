@@ -11,7 +11,7 @@ from attacks.awp import directions, perturbed, perturbed_weights, statistics_kep
 from attacks.pgd import AttackSpec, frozen, perturb
 from engine.steps.cuda_graph import Graphed
 from losses.base import Objective
-from models.accelerate import Network, Speedups, warn_once
+from models.accelerate import AcceleratedModel, AccelerationConfig, warn_once
 
 Result = tuple[Tensor | None, dict[str, Tensor]]
 
@@ -42,7 +42,7 @@ class TrainStep:
         optimizer: one optimizer over student and guide.
         attack: the inner maximisation.
         autocast: makes the context in which forward passes run (mixed precision); losses are computed in float32.
-        speedups: optimizations that leave the mathematics as it is.
+        acceleration: optimizations that leave the mathematics as it is.
         awp_gamma: size of the adversarial weight perturbation of the student; 0 is none. The guide is not perturbed.
 
     ``attack`` and ``awp_gamma`` may be set anew between steps. A run with weight perturbation starts with ``awp_gamma``
@@ -58,17 +58,17 @@ class TrainStep:
         optimizer: torch.optim.Optimizer,
         attack: AttackSpec,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
-        speedups: Speedups = Speedups(),  # noqa: B008 (frozen)
+        acceleration: AccelerationConfig = AccelerationConfig(),  # noqa: B008 (frozen)
         awp_gamma: float = 0.0,
     ):
-        self.objective, self.optimizer, self.attack, self.speedups = objective, optimizer, attack, speedups
-        self.student = Network(student, speedups, autocast)
-        self.guide = Network(guide, speedups, autocast) if guide is not None else None
+        self.objective, self.optimizer, self.attack, self.acceleration = objective, optimizer, attack, acceleration
+        self.student = AcceleratedModel(student, acceleration, autocast)
+        self.guide = AcceleratedModel(guide, acceleration, autocast) if guide is not None else None
         self.networks = [net for net in (self.student, self.guide) if net is not None]
         self.awp_gamma = awp_gamma
         self.passes = (awp_gamma > 0 and objective.awp_passes) or objective.passes
         torch.backends.cudnn.benchmark = True  # the shapes stay the same: let cuDNN time its algorithms once
-        self._unproven = bool(speedups.compile_for)
+        self._unproven = bool(acceleration.compile_batch_size)
         self._graph: Graphed | None = None
         self._graph_is_of: object = None
         self._gradients: list[Tensor | None] = []
@@ -85,12 +85,12 @@ class TrainStep:
             x' (None without an attack) and the detached terms, whose sum is the loss.
         """
         views = [View(x, start)] + ([second] if second is not None else [])
-        if self.speedups.channels_last:
+        if self.acceleration.channels_last:
             views = [replace(view, x=view.x.contiguous(memory_format=torch.channels_last)) for view in views]
-        if len(x) == self.speedups.compile_for:
+        if len(x) == self.acceleration.compile_batch_size:
             if self._unproven:
                 return self._first_compiled(views, y)
-            if self.speedups.cuda_graphs and not self.awp_gamma:
+            if self.acceleration.cuda_graphs and not self.awp_gamma:
                 return self._replay(views, y)
         return self._run(views, y)
 
@@ -112,7 +112,7 @@ class TrainStep:
                 self._capture(views, y, images)
             except RuntimeError as error:
                 warn_once(f"no CUDA graph ({next(iter(str(error).splitlines()), '')}): going on without it")
-                self.speedups = replace(self.speedups, cuda_graphs=False)
+                self.acceleration = replace(self.acceleration, cuda_graphs=False)
         if self._graph is None:
             return self._run(views, y)
         outputs = self._graph(y, *images)
@@ -185,7 +185,7 @@ class TrainStep:
             sum(weighted.values()).backward()
             terms |= {name if i == 0 else f"{name}_view{i + 1}": term.detach() for name, term in weighted.items()}
         with torch.no_grad():
-            self.objective.observe({name: value.detach() for name, value in logits[0].items()}, y)
+            self.objective.after_step({name: value.detach() for name, value in logits[0].items()}, y)
         return terms
 
     def outer(self, passes: Iterable[str], view: View, y: Tensor, logits: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,16 +10,16 @@ import torch
 import torch._functorch.config
 from torch import Tensor, nn
 
-from models.accelerate import ANY_SIZE, Network, best_speedups
+from models.accelerate import DYNAMIC, AcceleratedModel, choose_acceleration
 from utils.device import ieee_products, set_precision
 from utils.errors import UserError
 
 # A point settles its image only if the wrong class leads by this part of the largest logit: the verdict asks again, in
 # another batch, and must not see a rounding turn it round.
-LEAD = 1e-4
+MIN_MARGIN = 1e-4
 
 
-class AllSettled(Exception):
+class AllImagesBroken(Exception):
     """Every image of the run has left: the attack need not go on."""
 
 
@@ -52,14 +52,14 @@ class Run:
         if self.counts is None:
             return
         self.logits = logits.clone()
-        settled = (lead(logits, self.y) > LEAD * logits.abs().amax(1)) & self.counts(images) & ~self.left
+        settled = (margin(logits, self.y) > MIN_MARGIN * logits.abs().amax(1)) & self.counts(images) & ~self.left
         if settled.any():
             self.points[settled] = images[settled]
             self.left |= settled
             self.standing = (~self.left).nonzero().squeeze(1)
 
 
-class Queries(nn.Module):
+class AttackedModel(nn.Module):
     """Images (B, C, H, W) in [0, 1] -> logits (B, K), float32, differentiable in the images alone.
 
     Called plainly it is the network as loaded, in IEEE float32: clean predictions and the verdict on what an attack
@@ -89,16 +89,16 @@ class Queries(nn.Module):
         super().__init__()
         device = torch.device(device)
         self.model = model.to(device).eval().requires_grad_(False)
-        speedups = replace(best_speedups(device, compile, ANY_SIZE), fold=fold)
+        acceleration = replace(choose_acceleration(device, compile, DYNAMIC), fold=fold)
         torch._functorch.config.donated_buffer = False  # what is compiled allows several gradients of one forward
-        self._network = Network(self.model, speedups, set_precision(precision, device))
+        self._network = AcceleratedModel(self.model, acceleration, set_precision(precision, device))
         self._exact = precision == "fp32"
         self._leaving = leaving
         self._run: Run | None = None
         self.piece, self.rows = sys.maxsize, 0
 
     def forward(self, images: Tensor) -> Tensor:
-        """Raises: UserError: a single row does not fit into the memory. AllSettled: inside ``watching`` only."""
+        """Raises: UserError: a single row does not fit into the memory. AllImagesBroken: inside ``watching`` only."""
         run = self._run
         if run is None:
             return self._fitting(images, self._plain)
@@ -109,7 +109,7 @@ class Queries(nn.Module):
         elif len(run.standing):
             logits = self._asked(images[run.standing], run.y[run.standing])
         else:
-            raise AllSettled
+            raise AllImagesBroken
         logits = run.merge(logits)
         run.look(images, logits)
         return logits
@@ -130,7 +130,7 @@ class Queries(nn.Module):
             # What low precision takes for wrong is asked again: otherwise the attack stops at points that the verdict
             # throws away. The values are float32's, the gradients stay.
             with torch.no_grad():
-                wrong = (lead(logits, y) >= 0).nonzero().squeeze(1)
+                wrong = (margin(logits, y) >= 0).nonzero().squeeze(1)
                 if len(wrong):
                     logits[wrong] = self._fitting(images.detach()[wrong], self._plain)
         return logits
@@ -175,7 +175,7 @@ class _Differentiable(torch.autograd.Function):
     piece by piece, since the graphs of all pieces together would not fit."""
 
     @staticmethod
-    def forward(ctx, images: Tensor, queries: Queries, forward: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(ctx, images: Tensor, queries: AttackedModel, forward: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.images, ctx.queries, ctx.network, ctx.graph = images.detach(), queries, forward, None
         if len(images) <= queries.piece:
             try:
@@ -207,13 +207,13 @@ def _graph(forward: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor,
         return leaf, forward(leaf)
 
 
-def lead(logits: Tensor, y: Tensor) -> Tensor:
+def margin(logits: Tensor, y: Tensor) -> Tensor:
     """By how much the likeliest wrong class leads (N,), from logits (N, K) and labels (N,)."""
     own = y.unsqueeze(1)
     return logits.scatter(1, own, -torch.inf).amax(1) - logits.gather(1, own).squeeze(1)
 
 
-def fastest_batch(queries: Queries, image_shape: tuple[int, int, int], most: int = 4096) -> int:
+def fastest_batch(queries: AttackedModel, image_shape: tuple[int, int, int], most: int = 4096) -> int:
     """Images a chunk: doubled as long as they fit into the memory and a step's images per second grow by 5%.
 
     Takes seconds, and as long as it takes to compile where that is on.
@@ -235,7 +235,7 @@ def fastest_batch(queries: Queries, image_shape: tuple[int, int, int], most: int
     return best or queries.piece
 
 
-def _seconds_a_step(queries: Queries, images: Tensor) -> float:
+def _seconds_a_step(queries: AttackedModel, images: Tensor) -> float:
     """Forward and backward; the best of some, since the first ones compile and time algorithms."""
     labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
     seconds, end = [], None

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluation.autoattack.attacked_model import AllSettled, Queries
+from evaluation.autoattack.attacked_model import AllImagesBroken, AttackedModel
 
 
-def watch(front_end: Any, queries: Queries) -> None:
+def watch(front_end: Any, queries: AttackedModel) -> None:
     """Make the front end's attacks ask ``queries`` inside ``queries.watching``."""
     for attack in (front_end.apgd, front_end.apgd_targeted):
         _watch_apgd(attack, queries)
@@ -30,7 +30,7 @@ def watch(front_end: Any, queries: Queries) -> None:
     _watch_square(front_end.square, queries)
 
 
-def _watch_apgd(attack: Any, queries: Queries) -> None:
+def _watch_apgd(attack: Any, queries: AttackedModel) -> None:
     single_run = attack.attack_single_run
     counts = _everywhere if attack.eot_iter == 1 else None
 
@@ -39,7 +39,7 @@ def _watch_apgd(attack: Any, queries: Queries) -> None:
         with queries.watching(x, y, counts) as run:
             try:
                 best, stood, loss, found = single_run(x, y)
-            except AllSettled:  # no run follows that would draw random numbers
+            except AllImagesBroken:  # no run follows that would draw random numbers
                 return run.points, ~run.left, torch.zeros(len(x), device=x.device), run.points
         found[run.left] = run.points[run.left]
         return best, stood, loss, found
@@ -47,7 +47,7 @@ def _watch_apgd(attack: Any, queries: Queries) -> None:
     attack.attack_single_run = attack_single_run
 
 
-def _watch_fab(attack: Any, queries: Queries) -> None:
+def _watch_fab(attack: Any, queries: AttackedModel) -> None:
     single_run = attack.attack_single_run
 
     def attack_single_run(x: Tensor, y: Tensor, **options: Any) -> Tensor:
@@ -55,7 +55,7 @@ def _watch_fab(attack: Any, queries: Queries) -> None:
         with queries.watching(x, y, partial(_in_ball, x, attack.norm, attack.eps)) as run:
             try:
                 found = single_run(x, y, **options)
-            except AllSettled:  # no run follows that would draw random numbers
+            except AllImagesBroken:  # no run follows that would draw random numbers
                 return run.points
         found[run.left] = run.points[run.left]
         return found
@@ -63,7 +63,7 @@ def _watch_fab(attack: Any, queries: Queries) -> None:
     attack.attack_single_run = attack_single_run
 
 
-def _watch_square(attack: Any, queries: Queries) -> None:
+def _watch_square(attack: Any, queries: AttackedModel) -> None:
     margin_and_loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = attack.margin_and_loss
 
     def watched(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evaluation.autoattack.attacked_model import Queries
+from evaluation.autoattack.attacked_model import AttackedModel
 from evaluation.autoattack.early_exit import watch
 from utils.errors import UserError
 
@@ -102,7 +102,7 @@ class Suite:
         """A front end. Every chunk takes a new one, for a verdict that does not depend on the chunks before.
 
         Args:
-            model: ``Queries``; any other network is attacked as it is, and no image leaves early.
+            model: ``AttackedModel``; any other network is attacked as it is, and no image leaves early.
         """
         version = "standard" if self.version == "dev" else self.version
         common = {"norm": SUITE_NORMS[self.norm], "eps": self.epsilon, "seed": self.seed, "version": version}
@@ -114,7 +114,7 @@ class Suite:
                 front_end = self.package.AutoAttack(
                     model, attacks_to_run=custom or [], device=str(self.device), log_path=self.log_path, **common
                 )
-        if isinstance(model, Queries):
+        if isinstance(model, AttackedModel):
             watch(front_end, model)
         return front_end
 

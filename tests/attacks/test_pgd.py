@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from attacks.pgd import GAUSSIAN_START, AttackSpec, ascend, frozen, perturb, starting_point
+from attacks.pgd import GAUSSIAN_START, AttackSpec, frozen, perturb, pgd_step, starting_point
 from losses import create_objective
 from tests.helpers import tiny_net
 
@@ -150,14 +150,14 @@ def test_one_step_on_a_linear_model_in_closed_form(norm):
 def test_linf_step_is_clipped_first_to_the_ball_then_to_the_pixel_range():
     x = torch.tensor([0.5, 0.98, 0.02, 0.5]).view(1, 1, 2, 2)
     gradient = torch.tensor([3.0, 0.1, -2.0, 0.0]).view(1, 1, 2, 2)
-    moved = ascend(x, gradient, x, AttackSpec(epsilon=0.03, step_size=0.05, num_steps=1))
+    moved = pgd_step(x, gradient, x, AttackSpec(epsilon=0.03, step_size=0.05, num_steps=1))
     torch.testing.assert_close(moved.flatten(), torch.tensor([0.53, 1.0, 0.0, 0.5]), rtol=0, atol=1e-7)
 
 
 def test_l2_without_a_gradient_stays_put():
     x = torch.full((2, 3, 2, 2), 0.5)
     spec = AttackSpec(epsilon=0.5, step_size=0.1, num_steps=1, norm="l2")
-    assert torch.equal(ascend(x, torch.zeros_like(x), x, spec), x)
+    assert torch.equal(pgd_step(x, torch.zeros_like(x), x, spec), x)
 
 
 def test_epsilon_zero_gives_the_clean_image(batch):

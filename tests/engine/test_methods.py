@@ -22,7 +22,7 @@ from engine.trainer import Stopped, Trainer
 from losses import METHODS, create_objective
 from losses.base import kl_per_image
 from losses.dkl import soft_cross_entropy, weighted_mse
-from models.accelerate import PLAIN, Network, Speedups
+from models.accelerate import NO_ACCELERATION, AcceleratedModel, AccelerationConfig
 from models.weights import student_state
 from tests.helpers import tiny_net
 from utils.errors import UserError
@@ -198,7 +198,7 @@ def test_class_prior_is_the_mean_prediction_of_the_last_epoch():
     batches = [(double(B, C).detach(), labels()) for _ in range(3)]
     for nat, y in batches:
         before = objective.prior.clone()
-        objective.observe({"nat": nat, "adv": double(B, C)}, y)
+        objective.after_step({"nat": nat, "adv": double(B, C)}, y)
         assert torch.equal(objective.prior, before)  # it changes between epochs alone
     objective.end_epoch()
     for label in range(C):
@@ -385,11 +385,13 @@ def test_weight_perturbation_recompiles_nothing(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", lambda f, **kwargs: real_compile(f, backend=counting_backend, **kwargs))
     results = []
-    for speedups in (PLAIN, Speedups(compile_for=B)):
+    for acceleration in (NO_ACCELERATION, AccelerationConfig(compile_batch_size=B)):
         student = tiny(4, 1)
         optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
         objective = create_objective("trades", beta=6.0)
-        step = TrainStep(student, None, objective, optimizer, AttackSpec(0.05, 0.02, 2), nullcontext, speedups, 0.005)
+        step = TrainStep(
+            student, None, objective, optimizer, AttackSpec(0.05, 0.02, 2), nullcontext, acceleration, 0.005
+        )
         x, losses = torch.rand(B, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double(), []
         for i in range(4):
             step.awp_gamma = 0.005 if i > 1 else 0.0
@@ -406,7 +408,7 @@ def test_weight_perturbation_recompiles_nothing(monkeypatch):
 
 def test_average_equals_its_closed_form():
     net = tiny(4, 1)
-    average = WeightAverage(Network(net, PLAIN), tau=0.9)
+    average = WeightAverage(AcceleratedModel(net, NO_ACCELERATION), tau=0.9)
     history = []
     for k in range(1, 6):
         with torch.no_grad():

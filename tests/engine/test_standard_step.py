@@ -14,7 +14,7 @@ from engine.steps.standard import TrainStep, View
 from engine.validate import clean_accuracy
 from losses import create_objective
 from models import create_model
-from models.accelerate import PLAIN, Network, Speedups, best_speedups, warn_once
+from models.accelerate import NO_ACCELERATION, AcceleratedModel, AccelerationConfig, choose_acceleration, warn_once
 from models.fold import Folded
 
 ATTACK = AttackSpec(epsilon=0.031, step_size=0.007, num_steps=10)
@@ -35,10 +35,10 @@ def batch(n=16, dtype=torch.float32):
 
 
 SPEEDUPS = {
-    "plain": PLAIN,
-    "channels_last": Speedups(fold=False),
-    "folded": Speedups(channels_last=False),
-    "all, CPU": Speedups(),
+    "plain": NO_ACCELERATION,
+    "channels_last": AccelerationConfig(fold=False),
+    "folded": AccelerationConfig(channels_last=False),
+    "all, CPU": AccelerationConfig(),
 }
 
 
@@ -52,7 +52,7 @@ def test_float32_attack_equals_the_reference(name):
     x, y, start = batch()
     *nets, optimizer = nets_and_optimizer(student="wrn-16-2")
     one = replace(ATTACK, num_steps=1)
-    fast = TrainStep(*nets, create_objective("lbgat", beta=6.0), optimizer, one, speedups=SPEEDUPS[name])
+    fast = TrainStep(*nets, create_objective("lbgat", beta=6.0), optimizer, one, acceleration=SPEEDUPS[name])
     reference = ReferenceStep(*nets, optimizer, num_steps=1)
     iterate = start
     for _ in range(ATTACK.num_steps):
@@ -73,7 +73,7 @@ def test_float32_losses_equal_the_reference(name, beta):
     reference = ReferenceStep(*nets, optimizer, beta=beta)
     expected = [reference(x, y, start.clone()) for _ in range(2)]
     *nets, optimizer = nets_and_optimizer(student="wrn-16-2")
-    fast = TrainStep(*nets, create_objective("lbgat", beta=beta), optimizer, ATTACK, speedups=SPEEDUPS[name])
+    fast = TrainStep(*nets, create_objective("lbgat", beta=beta), optimizer, ATTACK, acceleration=SPEEDUPS[name])
     for x_adv, terms in expected:
         for term, value in fast.update([View(x, start, x_adv=x_adv)], y).items():
             assert value.item() == pytest.approx(terms[term].item(), rel=1e-5, abs=1e-5)
@@ -85,7 +85,9 @@ def test_float64_weights_equal_the_reference_after_three_steps():
     for fast in (False, True):
         *nets, optimizer = nets_and_optimizer(torch.float64)
         if fast:
-            step = TrainStep(*nets, create_objective("lbgat", beta=6.0), optimizer, ATTACK, speedups=Speedups())
+            step = TrainStep(
+                *nets, create_objective("lbgat", beta=6.0), optimizer, ATTACK, acceleration=AccelerationConfig()
+            )
         else:
             step = ReferenceStep(*nets, optimizer, beta=6.0)
         for _ in range(3):
@@ -131,7 +133,7 @@ def test_untraceable_network_is_attacked_unfolded():
 
     model = Branching()
     x, *_ = batch(4)
-    assert torch.equal(Network(model, Speedups()).attack_logits(x), model(x))
+    assert torch.equal(AcceleratedModel(model, AccelerationConfig()).attack_logits(x), model(x))
 
 
 def test_compiled_step_equals_eager_and_never_recompiles(monkeypatch):
@@ -145,9 +147,9 @@ def test_compiled_step_equals_eager_and_never_recompiles(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", lambda f, **kw: real_compile(f, backend=counting_backend, **kw))
     results = []
-    for speedups in (Speedups(), Speedups(compile_for=16)):
+    for acceleration in (AccelerationConfig(), AccelerationConfig(compile_batch_size=16)):
         *nets, optimizer = nets_and_optimizer()
-        step = TrainStep(*nets, create_objective("lbgat", beta=0.0), optimizer, ATTACK, speedups=speedups)
+        step = TrainStep(*nets, create_objective("lbgat", beta=0.0), optimizer, ATTACK, acceleration=acceleration)
         losses = []
         for i, n in enumerate((16, 16, 7, 16, 16)):
             x, y, start = batch(n)
@@ -177,13 +179,15 @@ class NoGraph:
         return self.function(*self.inputs)
 
 
-def steps(speedups, method="lbgat", device="cpu", dtype=torch.float64):
+def steps(acceleration, method="lbgat", device="cpu", dtype=torch.float64):
     """Losses and final weights of six steps: the fourth is small, and the attack changes before the fifth."""
     *nets, optimizer = nets_and_optimizer(dtype)
     nets = [net.to(device) for net in nets]
     optimizer = torch.optim.SGD([p for net in nets for p in net.parameters()], 0.1, momentum=0.9)
     parameters = {"lbgat": {"beta": 6.0}, "natural": {}}[method]
-    step = TrainStep(*nets, create_objective(method, **parameters).to(device), optimizer, ATTACK, speedups=speedups)
+    step = TrainStep(
+        *nets, create_objective(method, **parameters).to(device), optimizer, ATTACK, acceleration=acceleration
+    )
     losses = []
     for i, n in enumerate((16, 16, 16, 7, 16, 16)):
         if i == 4:
@@ -201,8 +205,8 @@ def test_replayed_steps_equal_eager_ones(monkeypatch, method):
     monkeypatch.setattr(torch, "compile", lambda f, **_: f)
     monkeypatch.setattr("engine.steps.standard.Graphed", NoGraph)
     NoGraph.captured = 0
-    losses, weights = steps(Speedups(compile_for=16, cuda_graphs=True), method)
-    expected_losses, expected_weights = steps(Speedups(), method)
+    losses, weights = steps(AccelerationConfig(compile_batch_size=16, cuda_graphs=True), method)
+    expected_losses, expected_weights = steps(AccelerationConfig(), method)
     assert NoGraph.captured == 2  # and once more when the attack changed
     assert losses == expected_losses
     assert all(torch.equal(*pair) for pair in zip(weights, expected_weights, strict=True))
@@ -215,14 +219,14 @@ def test_failing_capture_goes_on_without_a_graph(monkeypatch, _no_warning_yet):
     monkeypatch.setattr(torch, "compile", lambda f, **_: f)
     monkeypatch.setattr("engine.steps.standard.Graphed", refuse)
     with pytest.warns(UserWarning, match=r"no CUDA graph \(operation not permitted when stream is capturing\)"):
-        losses, _ = steps(Speedups(compile_for=16, cuda_graphs=True))
-    assert losses == steps(Speedups())[0]
+        losses, _ = steps(AccelerationConfig(compile_batch_size=16, cuda_graphs=True))
+    assert losses == steps(AccelerationConfig())[0]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: torch.cuda.is_available() is false")
 def test_replayed_steps_equal_eager_ones_on_cuda():
-    losses, weights = steps(Speedups(compile_for=16, cuda_graphs=True), device="cuda")
-    expected_losses, expected_weights = steps(Speedups(compile_for=16), device="cuda")
+    losses, weights = steps(AccelerationConfig(compile_batch_size=16, cuda_graphs=True), device="cuda")
+    expected_losses, expected_weights = steps(AccelerationConfig(compile_batch_size=16), device="cuda")
     for actual, expected in zip(losses, expected_losses, strict=True):
         assert actual == pytest.approx(expected, rel=1e-6)
     for actual, expected in zip(weights, expected_weights, strict=True):
@@ -247,7 +251,13 @@ def test_failing_compilation_falls_back_with_one_warning(monkeypatch, _no_warnin
     expected = TrainStep(*nets, create_objective("lbgat", beta=6.0), optimizer, ATTACK)(x, y, start.clone())[1]
     monkeypatch.setattr(torch, "compile", _broken_compile)
     *nets, optimizer = nets_and_optimizer()
-    step = TrainStep(*nets, create_objective("lbgat", beta=6.0), optimizer, ATTACK, speedups=Speedups(compile_for=8))
+    step = TrainStep(
+        *nets,
+        create_objective("lbgat", beta=6.0),
+        optimizer,
+        ATTACK,
+        acceleration=AccelerationConfig(compile_batch_size=8),
+    )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         terms = step(x, y, start.clone())[1]
@@ -267,18 +277,21 @@ def test_failing_compilation_in_an_evaluation_falls_back(monkeypatch, _no_warnin
 
     monkeypatch.setattr(torch, "compile", refusing_compile if at_once else _broken_compile)
     model, (x, y, _) = create_model("wrn-10-1", 10), batch(8)
-    expected = clean_accuracy(Network(model, Speedups()), (255 * x).byte(), y)
+    expected = clean_accuracy(AcceleratedModel(model, AccelerationConfig()), (255 * x).byte(), y)
     with pytest.warns(UserWarning, match="no compiler here"):
-        assert clean_accuracy(Network(model, Speedups(compile_for=4)), (255 * x).byte(), y) == expected
+        assert (
+            clean_accuracy(AcceleratedModel(model, AccelerationConfig(compile_batch_size=4)), (255 * x).byte(), y)
+            == expected
+        )
 
 
 def test_best_speedups():
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert best_speedups(cpu, "auto", 128).compile_for == 0
-    assert best_speedups(cpu, "on", 128).compile_for == 128
-    assert best_speedups(cpu, "on", 128).cuda_graphs is False
-    assert best_speedups(cuda, "auto", 128) == Speedups(compile_for=128, cuda_graphs=True)
-    assert best_speedups(cuda, "off", 128).compile_for == 0
+    assert choose_acceleration(cpu, "auto", 128).compile_batch_size == 0
+    assert choose_acceleration(cpu, "on", 128).compile_batch_size == 128
+    assert choose_acceleration(cpu, "on", 128).cuda_graphs is False
+    assert choose_acceleration(cuda, "auto", 128) == AccelerationConfig(compile_batch_size=128, cuda_graphs=True)
+    assert choose_acceleration(cuda, "off", 128).compile_batch_size == 0
 
 
 def test_gflop_of_a_step():

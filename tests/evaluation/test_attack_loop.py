@@ -12,7 +12,7 @@ import torch
 from evaluation.attack_loop import attack_chunk, evaluate
 from evaluation.autoattack import suite as suites
 from evaluation.autoattack.suite import STANDARD, Suite, choose_attacks
-from evaluation.results import Outcomes
+from evaluation.results import PerImageResults
 from tests.helpers import DIGITS, attacked, digits, official, suite, tiny, trained
 from utils.distributed import Team
 from utils.errors import UserError
@@ -86,13 +86,13 @@ def first(n):
 
 
 def evaluated(model, suite, epsilons, data, outcomes=None, save=lambda: None):
-    outcomes = outcomes or Outcomes.empty(data.x_test, suite.batch_size, len(suite.attacks), len(epsilons), 3)
+    outcomes = outcomes or PerImageResults.empty(data.x_test, suite.batch_size, len(suite.attacks), len(epsilons), 3)
     evaluate(model, suite, epsilons, data, outcomes, save, Team())
     return outcomes
 
 
 def assert_same(ours, theirs):
-    for field in fields(Outcomes):
+    for field in fields(PerImageResults):
         if field.name != "seconds":
             np.testing.assert_array_equal(getattr(ours, field.name), getattr(theirs, field.name), field.name)
 
@@ -107,7 +107,7 @@ def test_an_evaluation_goes_on_after_any_step(models, tmp_path, monkeypatch):
     in_one_go = calls.copy()
     assert whole.progress.tolist() == [[3, 3], [3, 3]] and whole.finished == 4
     for stop in range(1, 6):
-        saves, half_way = [], Outcomes.empty(data.x_test, 4, 2, 2, 3)
+        saves, half_way = [], PerImageResults.empty(data.x_test, 4, 2, 2, 3)
 
         def save(saves=saves, half_way=half_way, stop=stop):
             half_way.save(path, {"seed": 3})
@@ -118,7 +118,7 @@ def test_an_evaluation_goes_on_after_any_step(models, tmp_path, monkeypatch):
         calls.clear()
         with pytest.raises(KeyboardInterrupt):
             evaluated(models["natural"], attacks, epsilons, data, half_way, save)
-        loaded = Outcomes.load(path, {"seed": 3})
+        loaded = PerImageResults.load(path, {"seed": 3})
         assert loaded.progress.sum() == stop
         assert_same(evaluated(models["natural"], attacks, epsilons, data, loaded), whole)
         assert calls == in_one_go
@@ -151,11 +151,11 @@ def test_what_processes_did_is_merged_whatever_the_order(models):
     }
     random = np.random.default_rng(0)
     for keep in (3, 10):
-        whole = Outcomes.empty(data.x_test, 4, 2, 2, keep)
+        whole = PerImageResults.empty(data.x_test, 4, 2, 2, keep)
         for job, of_job in steps.items():
             for step in of_job:
                 whole.add(*job, step)
-        members = [Outcomes.empty(data.x_test, 4, 2, 2, keep) for _ in range(3)]
+        members = [PerImageResults.empty(data.x_test, 4, 2, 2, keep) for _ in range(3)]
         for job in random.permutation(list(steps)):
             for member, done in zip(random.permutation(3), (3, 2, 0), strict=True):  # one finished what another began
                 for step in steps[tuple(job)][:done]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from evaluation.autoattack import attacked_model as queries_module
-from evaluation.autoattack.attacked_model import AllSettled, Queries, fastest_batch, lead
+from evaluation.autoattack.attacked_model import AllImagesBroken, AttackedModel, fastest_batch, margin
 from models import create_model
 from utils.device import ieee_products, set_precision
 from utils.errors import UserError
@@ -66,7 +66,7 @@ def recording(module, limit=10**6, backward_limit=10**6):
 def test_answers_are_the_networks(watched):
     x, y = images(9)
     expected = answers(network(), x)
-    queries = Queries(network().train())
+    queries = AttackedModel(network().train())
     assert not any(p.requires_grad for p in queries.parameters()) and not queries.model.training
     if watched:
         with queries.watching(x, y):
@@ -80,7 +80,7 @@ def test_answers_are_the_networks(watched):
 def test_several_gradients_of_one_forward():
     """As FAB without a target asks for them."""
     x, _ = images(3)
-    queries, model = Queries(network()), network()
+    queries, model = AttackedModel(network()), network()
     ours, theirs = [], []
     for net, gradients in ((queries, ours), (model, theirs)):
         leaf = x.clone().requires_grad_()
@@ -94,7 +94,7 @@ def test_several_gradients_of_one_forward():
 def test_out_of_memory_repeats_the_query_in_halves(limits, piece):
     x, _ = images(18)
     expected = answers(network(), x)
-    queries = Queries(network())
+    queries = AttackedModel(network())
     with recording(queries.model, *limits) as rows:
         first = answers(queries, x)
         assert queries.piece == piece
@@ -108,7 +108,7 @@ def test_out_of_memory_repeats_the_query_in_halves(limits, piece):
 def test_one_image_that_does_not_fit_is_a_user_error():
     x, _ = images(5)
     for limits in ((0, 10**6), (10**6, 0)):
-        queries = Queries(network())
+        queries = AttackedModel(network())
         with recording(queries.model, *limits), pytest.raises(UserError, match="one image alone does not fit"):
             answers(queries, x)
 
@@ -119,7 +119,7 @@ def test_settled_images_leave():
     linear.weight.data -= linear.weight.mean(1, keepdim=True).detach()
     x = torch.rand(6, 3, 16, 16)
     y = linear(x.flatten(1)).argmax(1)
-    queries = Queries(nn.Sequential(nn.Flatten(), linear))
+    queries = AttackedModel(nn.Sequential(nn.Flatten(), linear))
     wrong = torch.stack([x[(y != label).nonzero()[0, 0]] for label in y])
     points = x.clone()
     points[[1, 3]] = wrong[[1, 3]]
@@ -134,18 +134,18 @@ def test_settled_images_leave():
             queries(wrong)
         assert run.left.all() and queries.rows == 6 + 4 + 4
         torch.testing.assert_close(run.points, wrong)
-        with pytest.raises(AllSettled):
+        with pytest.raises(AllImagesBroken):
             queries(x)
     assert torch.equal(queries(x).argmax(1), y)  # nobody watches any more
 
 
 def test_what_does_not_count_does_not_settle():
     x, y = images(6)
-    queries = Queries(network())
+    queries = AttackedModel(network())
     with queries.watching(x, (y + 1) % 10, lambda images: torch.arange(6) == 2) as run:
         queries(x)
     assert run.left.tolist() == [False, False, True, False, False, False]
-    with Queries(network(), leaving=False).watching(x, (y + 1) % 10, lambda images: torch.arange(6) == 2) as run:
+    with AttackedModel(network(), leaving=False).watching(x, (y + 1) % 10, lambda images: torch.arange(6) == 2) as run:
         queries(x)
     assert not run.left.any()
 
@@ -155,7 +155,7 @@ def test_a_rounding_does_not_settle():
         def forward(self, x):
             return torch.tensor([[1.0, 1 + 5e-5], [1.0, 1 + 2e-4]]) + 0 * x.flatten(1)[:, :1]
 
-    queries = Queries(Fixed(), fold=False)
+    queries = AttackedModel(Fixed(), fold=False)
     x, y = torch.rand(2, 3, 4, 4), torch.zeros(2, dtype=torch.long)
     with queries.watching(x, y, lambda images: torch.ones(2, dtype=torch.bool)) as run:
         queries(x)
@@ -166,13 +166,13 @@ def test_low_precision_is_asked_again_where_it_is_wrong():
     x, y = images(40)
     model = network()
     exact, gradient = answers(model, x)
-    queries = Queries(network(), precision="bf16")
+    queries = AttackedModel(network(), precision="bf16")
     second = exact.topk(2).indices[:, 1]
     labels = torch.where(torch.arange(40) < 20, y, second)  # the latter half is wrong in float32 as well
     with queries.watching(x, labels):
         given, low_gradient = answers(queries, x)
     assert given.dtype == torch.float32
-    wrong = lead(given, labels) >= 0
+    wrong = margin(given, labels) >= 0
     assert wrong[20:].all()
     torch.testing.assert_close(given[wrong], exact[wrong], atol=1e-5, rtol=1e-5)
     assert (given[~wrong] - exact[~wrong]).abs().max() > 1e-4  # bfloat16's roundings
@@ -196,10 +196,10 @@ def test_fastest_batch(monkeypatch):
     """The largest that fits and pays."""
     rates = {16: 100, 32: 150, 64: 190, 128: 210, 256: 215, 512: 400}
     monkeypatch.setattr(queries_module, "_seconds_a_step", lambda queries, images: len(images) / rates[len(images)])
-    assert fastest_batch(Queries(network()), (3, 16, 16)) == 128
+    assert fastest_batch(AttackedModel(network()), (3, 16, 16)) == 128
     monkeypatch.undo()
     for limit in (40, 5):
-        queries = Queries(network(), fold=False)
+        queries = AttackedModel(network(), fold=False)
         with recording(queries.model, limit):
             assert fastest_batch(queries, (3, 8, 8)) in ((16, 32) if limit == 40 else (4,))
 
@@ -209,7 +209,7 @@ def test_fastest_batch(monkeypatch):
 def test_on_cuda(precision, tolerance):
     """Compiled, and with several gradients of one forward."""
     device = torch.device("cuda")
-    expected_of, queries = network().to(device), Queries(network(), device, precision)
+    expected_of, queries = network().to(device), AttackedModel(network(), device, precision)
     for rows in (20, 7, 1):
         x, y = (tensor.to(device) for tensor in images(rows))
         with ieee_products():

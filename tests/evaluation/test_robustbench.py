@@ -17,7 +17,7 @@ from engine.trainer import Trainer
 from evaluation.adversarial import save_adversarial
 from evaluation.config import EvalConfig
 from evaluation.robustbench import check_destinations, export_robustbench, leaderboard_gaps, robustbench_class
-from evaluation.target import Subject
+from evaluation.target import LoadedModel
 from models import create_model
 from tests.helpers import CHECKS, QUICK, ROOT, suite
 from utils.errors import UserError
@@ -36,7 +36,7 @@ RESULT = {
 def export(folder, changed=None, run=None):
     """-> the line, the model_info file, the card and the exported network's own state dict."""
     result = {**RESULT, **(changed or {})}
-    subject = Subject(create_model("wrn-10-1", 100).eval(), "wrn-10-1", 100, "cifar100", run or {})
+    subject = LoadedModel(create_model("wrn-10-1", 100).eval(), "wrn-10-1", 100, "cifar100", run or {})
     line = export_robustbench(folder, "some-run", subject, result)
     norm = {"linf": "Linf", "l2": "L2"}[result["norm"]]
     info = json.loads((folder / "model_info" / result["dataset"] / norm / "some-run.json").read_text())

@@ -19,7 +19,7 @@ from evaluation import attack_loop as autoattack
 from evaluation.autoattack.suite import STANDARD
 from evaluation.config import parse_eval
 from evaluation.resume import only_evaluation
-from evaluation.target import Subject, run_name, warn_of_other_training
+from evaluation.target import LoadedModel, run_name, warn_of_other_training
 from models import create_model
 from tests.helpers import QUICK, ROOT, digits
 from utils.files import file_hash
@@ -203,7 +203,7 @@ def test_another_ball_than_in_training_is_told_of(program, checkpoint, tmp_path,
         ({"epsilon": 0.1, "norm": "linf", "method": "natural"}, ""),
         ({}, ""),  # a published file
     ]:
-        warn_of_other_training(Subject(torch.nn.Identity(), "a", 10, None, run), config)
+        warn_of_other_training(LoadedModel(torch.nn.Identity(), "a", 10, None, run), config)
         err = capsys.readouterr().err
         assert told in err and bool(told) == bool(err)
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks import autoattack as benchmark
-from evaluation.autoattack.attacked_model import Queries, _Differentiable, lead
+from evaluation.autoattack.attacked_model import AttackedModel, _Differentiable, margin
 from evaluation.autoattack.suite import LOGGER, SUITES, Suite, choose_attacks
 from models import create_model
 from models.weights import load_file, student_state
@@ -90,7 +90,7 @@ def test_same_verdict_as_the_front_end(models, name, norm, epsilon, version, n):
     x, y = digits(n)
     model, chosen = models[name], suite(norm, epsilon, version)
     x_adv, prediction = official(model, chosen, x, y)
-    queries = Queries(model)
+    queries = AttackedModel(model)
     ours = attacked(queries, chosen, x, y)
     np.testing.assert_array_equal(ours["broken_by"] == "", prediction == y)
     found = torch.from_numpy(ours["x_adv"])
@@ -105,7 +105,7 @@ def test_same_verdict_as_the_front_end(models, name, norm, epsilon, version, n):
         assert (ours["broken_by"] == "").any()
     if name == "wrn":
         return
-    everything = Queries(model, leaving=False)  # with nothing to fold either: the very same numbers
+    everything = AttackedModel(model, leaving=False)  # with nothing to fold either: the very same numbers
     ours = attacked(everything, chosen, x, y)
     np.testing.assert_array_equal(ours["adversarial_prediction"], prediction)
     np.testing.assert_array_equal(ours["x_adv"], x_adv)
@@ -118,14 +118,14 @@ def test_settled_images_leave_fab(models, attack, norm, epsilon):
     x, y = digits(12)
     chosen = suite(norm, epsilon, "custom", (attack,))
     x_adv, prediction = official(models["robust"], chosen, x, y)
-    queries = Queries(models["robust"])
+    queries = AttackedModel(models["robust"])
     ours = attacked(queries, chosen, x, y)
     np.testing.assert_array_equal(ours["broken_by"] == "", prediction == y)
     stood = ours["broken_by"] != attack
     assert 1 <= stood.sum() < 11
     np.testing.assert_array_equal(ours["x_adv"][stood], x_adv[stood.nonzero()])
     assert np.isfinite(ours["x_adv"]).all()
-    everything = Queries(models["robust"], leaving=False)
+    everything = AttackedModel(models["robust"], leaving=False)
     attacked(everything, chosen, x, y)
     assert queries.rows < everything.rows
 
@@ -133,7 +133,7 @@ def test_settled_images_leave_fab(models, attack, norm, epsilon):
 def test_attack_ends_when_every_image_has_left(models):
     x, y = digits(20)
     right = models["natural"](x).argmax(1) == y
-    queries = Queries(models["natural"])
+    queries = AttackedModel(models["natural"])
     chosen = suite("linf", 0.5, "custom", ("apgd-ce", "apgd-t", "fab", "fab-t", "apgd-dlr"))
     for attack in chosen.attacks:
         rows = queries.rows
@@ -148,9 +148,9 @@ def test_folding_costs_at_most_a_rounding(models):
     x, y = digits(12)
     chosen, found = suite("linf", 0.15, "custom", ("apgd-ce",)), []
     for fold in (True, False):
-        ours = attacked(Queries(models["wrn"], fold=fold), chosen, x, y)
+        ours = attacked(AttackedModel(models["wrn"], fold=fold), chosen, x, y)
         found.append(ours["broken_by"] != "")
-        assert (lead(models["wrn"](torch.from_numpy(ours["x_adv"])), y)[found[-1]] > 0).all()
+        assert (margin(models["wrn"](torch.from_numpy(ours["x_adv"])), y)[found[-1]] > 0).all()
     np.testing.assert_array_equal(*found)
     assert 3 <= found[0].sum() <= 9
 
@@ -158,7 +158,7 @@ def test_folding_costs_at_most_a_rounding(models):
 def test_low_precision_finds_as_much_and_float32_decides(models):
     x, y = digits(30)
     chosen = suite("linf", 0.1, "custom", ("apgd-ce", "square"))
-    ours = attacked(Queries(models["robust"], precision="bf16"), chosen, x, y)
+    ours = attacked(AttackedModel(models["robust"], precision="bf16"), chosen, x, y)
     _, prediction = official(models["robust"], chosen, x, y)
     with torch.no_grad():
         taken_for = models["robust"](torch.from_numpy(ours["x_adv"])).argmax(1)
@@ -172,7 +172,7 @@ def test_fab_after_fab_t_has_one_restart(models):
     for order, restarts in ((("fab", "fab-t"), [2, 1]), (("fab-t", "fab"), [1, 1])):
         chosen = suite("linf", 0.5, "custom", order)
         for attack, expected in zip(order, restarts, strict=True):
-            front_end = chosen.start(Queries(models["robust"]))
+            front_end = chosen.start(AttackedModel(models["robust"]))
             chosen.run(front_end, attack, x, y)
             assert front_end.fab.n_restarts == expected
 
@@ -198,7 +198,7 @@ def messages(model, chosen):
     LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.DEBUG)
     try:
-        front_end = chosen.start(Queries(model))
+        front_end = chosen.start(AttackedModel(model))
         for attack in chosen.attacks:
             chosen.run(front_end, attack, x, y)
             yield records.copy()

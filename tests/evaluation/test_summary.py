@@ -10,7 +10,8 @@ from pyautoattack import checks
 from evaluation import summary as report
 from evaluation.autoattack.log import of_each_kind, suite_log
 from evaluation.autoattack.suite import LOGGER, STANDARD, Suite
-from evaluation.results import Outcomes
+from evaluation.results import PerImageResults
+from tests.helpers import verdicts
 
 
 @pytest.mark.parametrize("num_classes, n", [(10, 200), (100, 150)])
@@ -37,7 +38,7 @@ def test_per_class_against_a_loop(num_classes, n):
 def test_curve_against_a_loop():
     """The headline is the first of the outcomes' epsilons, and stands in its place in the curve."""
     epsilons, n, random = (0.1, 0, 8 / 255), 40, np.random.default_rng(0)
-    outcomes = Outcomes.empty(np.zeros((n, 2, 2, 3), np.uint8), 16, len(STANDARD), len(epsilons))
+    outcomes = PerImageResults.empty(np.zeros((n, 2, 2, 3), np.uint8), 16, len(STANDARD), len(epsilons))
     outcomes.broken_by[:] = random.choice(["", "clean", *STANDARD], (3, n))
     outcomes.seconds[:] = random.random(outcomes.seconds.shape)
     labels = np.zeros(n, np.int64)
