@@ -4,7 +4,8 @@
 import sys
 
 from engine.config import parse_train
-from engine.trainer import Stopped, Trainer
+from engine.stopping import Stopped
+from engine.trainer import Trainer
 from utils.errors import run_program
 
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}

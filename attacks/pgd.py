@@ -20,7 +20,8 @@ class AttackSpec:
         step_size: length of one step, same units.
         num_steps: number of gradient steps, at least 1.
         norm: ``"linf"`` or ``"l2"``.
-        start: ``"gaussian"`` is x + 0.001 N(0, 1), ``"uniform"`` a draw from the ball, clamped to [0, 1].
+        start: ``"gaussian"`` is x + 0.001 N(0, 1), ``"uniform"`` a uniform draw from the ball, clamped to [0, 1],
+            ``"clean"`` x itself.
     """
 
     epsilon: float
@@ -31,7 +32,9 @@ class AttackSpec:
 
 
 def starting_point(x: Tensor, spec: AttackSpec, generator: torch.Generator | None = None) -> Tensor:
-    """A random start near x, (B, C, H, W), as ``spec.start`` says."""
+    """Draw the start of an attack near x, (B, C, H, W), as ``spec.start`` says."""
+    if spec.start == "clean":
+        return x
     if spec.start == "gaussian":
         noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         return x + GAUSSIAN_START * noise
@@ -65,8 +68,10 @@ def perturb(
     y: Tensor,
     inner: Callable[[Tensor, Tensor | None, Tensor], Tensor],
     spec: AttackSpec,
-    start: Tensor,
+    generator: torch.Generator | None = None,
+    start: Tensor | None = None,
     uses_clean: bool = True,
+    moves: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Adversarial images by projected gradient ascent.
 
@@ -77,8 +82,10 @@ def perturb(
         y: labels (B,).
         inner: what to maximise, per image: ``inner(adv_logits, nat_logits, y) -> (B,)``.
         spec: how far and how often to step.
-        start: where to begin, shaped like x; see ``starting_point``.
+        generator: of the start's random numbers; torch's default one if None.
+        start: a given start, shaped like x, in place of a drawn one.
         uses_clean: whether ``inner`` looks at ``nat_logits``; if not it is handed None.
+        moves: which images take the next step: ``moves(logits on the present x', y) -> (B,) bool``; None is all.
 
     Returns:
         x' like x, inside the epsilon-ball around x and [0, 1], detached.
@@ -87,29 +94,41 @@ def perturb(
     if uses_clean:
         with torch.no_grad():
             nat_logits = forward(x)
-    x_adv = start
+    x_adv = starting_point(x, spec, generator) if start is None else start
     for _ in range(spec.num_steps):
         x_adv = x_adv.detach().requires_grad_()
         with torch.enable_grad():
             # The sign, or the normalisation, makes the scale irrelevant: the sum serves as well as the mean.
-            value = inner(forward(x_adv), nat_logits, y).sum()
+            logits = forward(x_adv)
+            value = inner(logits, nat_logits, y).sum()
         (gradient,) = torch.autograd.grad(value, x_adv)
         with torch.no_grad():
-            x_adv = pgd_step(x_adv, gradient, x, spec)
+            stepped = pgd_step(x_adv, gradient, x, spec)
+            x_adv = stepped if moves is None else torch.where(moves(logits, y).view(-1, 1, 1, 1), stepped, x_adv)
     return x_adv.detach()
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in eval mode with parameters that need no gradient; afterwards everything is as it was."""
+def frozen(model: nn.Module, mode: str = "eval") -> Iterator[nn.Module]:
+    """Freeze the model for an attack: its parameters need no gradient; afterwards everything is as it was.
+
+    Args:
+        mode: ``"eval"``; ``"train"``, in which each pass moves the BatchNorm statistics, as it does for good; or
+            ``"batch"``, in which BatchNorm uses the statistics of the batch at hand and updates none.
+    """
     modes = [(module, module.training) for module in model.modules()]
+    tracking = [m for m in model.modules() if getattr(m, "track_running_stats", False)] if mode == "batch" else []
     trainable = [p for p in model.parameters() if p.requires_grad]
-    model.eval()
+    model.train(mode != "eval")
+    for module in tracking:
+        module.track_running_stats = False
     for p in trainable:
         p.requires_grad_(False)
     try:
         yield model
     finally:
+        for module in tracking:
+            module.track_running_stats = True
         for module, training in modes:
             module.training = training
         for p in trainable:

@@ -1,8 +1,7 @@
-#!/usr/bin/env python3
 """Does our PGD-20 find what others' PGD finds? Ours, torchattacks' and foolbox's on the same images.
 
     pip install torchattacks==3.5.1 foolbox
-    python benchmarks/agreement.py --checkpoint checkpoints/MARK/last.pt --n 200 --out results/pgd-agreement
+    python -m benchmarks.agreement --checkpoint checkpoints/MARK/last.pt --n 200 --out results/pgd-agreement
 
 All take the same epsilon (l-inf), step size and number of steps, and start uniformly in the ball, from the same seed.
 Writes agreement.json: each one's accuracy, and for how many images its verdict is not ours.
@@ -17,12 +16,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import torch
 from torch import Tensor, nn
 
-from attacks.pgd import AttackSpec, cross_entropy_per_image, perturb, pgd20, starting_point
+from attacks.pgd import AttackSpec, cross_entropy_per_image, perturb, pgd20
 from datasets.loader import to_device, to_float
 from evaluation.config import EvalConfig
 from evaluation.target import load_data, load_network
@@ -36,8 +33,8 @@ PACKAGES = ("torch", "torchattacks", "foolbox", "eagerpy")
 
 
 def ours(model: nn.Module, x: Tensor, y: Tensor, spec: AttackSpec, seed: int) -> Tensor:
-    start = starting_point(x, spec, torch.Generator(x.device).manual_seed(seed))
-    return perturb(model, x, y, cross_entropy_per_image, spec, start, uses_clean=False)
+    generator = torch.Generator(x.device).manual_seed(seed)
+    return perturb(model, x, y, cross_entropy_per_image, spec, generator, uses_clean=False)
 
 
 def torchattacks(model: nn.Module, x: Tensor, y: Tensor, spec: AttackSpec, seed: int) -> Tensor:

@@ -1,15 +1,9 @@
-#!/usr/bin/env python3
 """What a recipe costs: GFLOP per image, counted over one real training step without computing it.
 
-python benchmarks/cost.py --method lbgat --beta 6 --dataset cifar100 --epochs 100       (any flags of train_lbgat.py)
+python -m benchmarks.cost --method lbgat --beta 6 --dataset cifar100 --epochs 100       (any flags of train_lbgat.py)
 """
 
-import dataclasses
-import sys
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,7 +11,7 @@ from torch.utils.flop_counter import flop_registry
 
 from attacks.pgd import AttackSpec
 from engine.config import TrainConfig, parse_train
-from engine.steps.standard import TrainStep, View
+from engine.steps import create_step
 from losses import create_objective
 from models import create_model
 from utils.errors import run_program
@@ -49,16 +43,18 @@ def step_gflop(config: TrainConfig) -> float:
     batch = 2
     with torch.device("meta"):
         student = create_model(config.student, num_classes)
-        objective = create_objective(config.method, num_classes=num_classes, **dataclasses.asdict(config))
+        objective = create_objective(config.method, num_classes, **config.parameters)
         guide = create_model(config.guide, num_classes) if "guide" in objective.passes else None
         nets = [net for net in (student, guide) if net is not None]
         optimizer = torch.optim.SGD([p for net in nets for p in net.parameters()], lr=config.lr)
         attack = AttackSpec(config.epsilon, config.step_size, config.num_steps, config.norm)
-        step = TrainStep(student, guide, objective, optimizer, attack, awp_gamma=config.awp_gamma)
+        weights = (1.0, config.augment_view_weight)
+        step = create_step(
+            student, guide, objective, optimizer, attack, awp_gamma=config.awp_gamma, view_weights=weights
+        )
         x, y = torch.empty(batch, 3, size, size), torch.zeros(batch, dtype=torch.int64)
-        second = View(x, x, config.augment_view_weight) if config.augment_view_weight else None
         with FlopCounter() as counter:
-            step(x, y, x, second)
+            step([x] * (2 if config.augment_view_weight else 1), y)
     return counter.total / batch / 1e9
 
 

@@ -31,7 +31,7 @@ run() {
     [ "$limit" -le "$(left)" ] || limit=$(left)
     [ "$limit" -gt 10 ] || { echo "$name: skipped, the 10 minutes are over"; return; }
     echo "$name ..."
-    timeout "$limit" "$PYTHON" benchmarks/train_step.py --repeats "$repeats" --json "$OUT/$name.json" "$@" \
+    timeout "$limit" "$PYTHON" -m benchmarks.train_step --repeats "$repeats" --json "$OUT/$name.json" "$@" \
         >"$OUT/$name.txt" 2>&1 || echo "$name: failed or ran out of time, see $OUT/$name.txt"
 }
 

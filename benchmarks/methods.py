@@ -1,27 +1,25 @@
-#!/usr/bin/env python3
 """Does every method learn? Each recipe script for CIFAR-100, scaled down by further flags to one epoch of wrn-10-1.
 
-    python benchmarks/methods.py --out results/methods-cpu
+    python -m benchmarks.methods --out results/methods-cpu
 
-Runs sh/train_*_cifar100.sh one after another (an interrupted call goes on), compares clean and PGD-20 accuracy on test
-images with those of the untrained network, and writes methods.json and methods.md. Exits 1 if a method did not beat it.
+Runs sh/train_*_cifar100.sh one after another (repeat an interrupted call to resume it), compares clean and PGD-20
+accuracy on test images with those of the untrained network, and writes methods.json and methods.md. Exits 1 if a
+method did not beat it.
 """
 
 import argparse
-import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from engine.config import TrainConfig
 from engine.trainer import Trainer
 from engine.validate import evaluate
 from utils.device import choose_device, describe
 from utils.errors import UserError, run_program
+from utils.provenance import PROVENANCE
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = (
@@ -57,10 +55,10 @@ def train(recipe: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def untrained(run: dict[str, Any]) -> dict[str, float]:
     """What the run's network scores before its first step, on the same images at the same epsilon."""
-    fields = {f.name for f in dataclasses.fields(TrainConfig)}
-    config = TrainConfig(**{k: v for k, v in run["config"].items() if k in fields} | {"resume": "none"})
+    settings = {name: value for name, value in run["config"].items() if name not in PROVENANCE}
+    config = TrainConfig.create(**settings | {"resume": "none"})
     trainer = Trainer(config)
-    return evaluate(trainer.step.student, None, trainer.x_eval, trainer.y_eval, config)
+    return evaluate(trainer.step.student, None, trainer.data.x_eval, trainer.data.y_eval, config)
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:

@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """Is bf16 statistically the same training as fp32? The same small run with several seeds in each precision.
 
-    python benchmarks/precision.py --seeds 1,2,3 --out results/precision-cpu
+    python -m benchmarks.precision --seeds 1,2,3 --out results/precision-cpu
 
 Trains LBGAT6 on real CIFAR-100 (``--data-dir``), wrn-10-1 for both nets, batch 32, one-cycle schedule, on the first
 ``--limit-train`` images, measures clean and PGD-20 accuracy on the test set after the last epoch (nothing is chosen on
@@ -14,8 +13,6 @@ import statistics
 import sys
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 

@@ -1,9 +1,8 @@
-#!/usr/bin/env python3
 """How the cost of a training step grows with width, depth, batch, attack steps and number of images, and what that
 means for the published recipes: scaling.json, scaling.png and predictions.md in one folder.
 
-    python benchmarks/scaling.py --out results/scaling-cpu
-    python benchmarks/scaling.py --precision bf16 --widths 2,5,10 --out results/scaling-h100              (on a GPU)
+    python -m benchmarks.scaling --out results/scaling-cpu
+    python -m benchmarks.scaling --precision bf16 --widths 2,5,10 --out results/scaling-h100              (on a GPU)
 
 Predictions are GFLOP of the recipe divided by GFLOP/s: of the device that runs this, as measured here at its largest
 network, and of any other for which --rate NAME=GFLOPS gives a measured or assumed figure.
@@ -17,16 +16,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import torch
 
-from attacks.pgd import AttackSpec, starting_point
+from attacks.pgd import AttackSpec
 from benchmarks import cost
 from benchmarks.measure import alternate, forward_gflop, lbgat_step_gflop
 from datasets.loader import Loader
 from engine.config import parse_train
-from engine.steps.standard import TrainStep
+from engine.steps import create_step
 from losses import create_objective
 from models import create_model
 from models.accelerate import choose_acceleration
@@ -79,18 +76,17 @@ class Scaling:
         optimizer = torch.optim.SGD([p for net in nets for p in net.parameters()], lr=0.01, momentum=0.9, fused=True)
         attack = AttackSpec(0.031, 0.007, steps)
         autocast = set_precision(self.args.precision, self.device)
-        step = TrainStep(
+        step = create_step(
             *nets,
-            create_objective("lbgat", beta=6.0),
+            create_objective("lbgat"),
             optimizer,
             attack,
-            autocast,
-            choose_acceleration(self.device, "auto", batch),
+            autocast=autocast,
+            acceleration=choose_acceleration(self.device, "auto", batch),
         )
         x = torch.rand(batch, 3, 32, 32, device=self.device)
         y = torch.randint(100, (batch,), device=self.device)
-        start = starting_point(x, attack)
-        return statistics.median(alternate({"step": lambda: step(x, y, start)}, self.args.repeats, self.device)["step"])
+        return statistics.median(alternate({"step": lambda: step([x], y)}, self.args.repeats, self.device)["step"])
 
     def row(self, value: int, student: str, batch: int, steps: int) -> dict[str, float]:
         gflop = lbgat_step_gflop(forward_gflop(student, 100, 32), forward_gflop("wrn-10-1", 100, 32), steps, 6.0)

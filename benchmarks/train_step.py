@@ -1,21 +1,17 @@
-#!/usr/bin/env python3
 """Time one LBGAT training step against a plain reference step, in one process, alternating; print their ratio.
 
-python benchmarks/train_step.py --student wrn-16-2 --guide wrn-10-1 --batch-size 64
-python benchmarks/train_step.py --student wrn-34-10 --precision bf16 --ablate --json step.json     (on a GPU)
+python -m benchmarks.train_step --student wrn-16-2 --guide wrn-10-1 --batch-size 64
+python -m benchmarks.train_step --student wrn-34-10 --precision bf16 --ablate --json step.json     (on a GPU)
 """
 
 import argparse
 import gc
 import json
 import statistics
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from torchvision import transforms
@@ -24,7 +20,7 @@ from attacks.pgd import AttackSpec, starting_point
 from benchmarks.measure import PeakMemory, alternate, forward_gflop, lbgat_step_gflop, median_ratio, peak_gflops
 from benchmarks.reference import ReferenceStep
 from datasets.loader import Loader
-from engine.steps.standard import TrainStep
+from engine.steps import create_step
 from engine.validate import pgd_accuracy
 from losses import create_objective
 from models import create_model
@@ -94,13 +90,13 @@ class Bench:
     def ours(self, acceleration: AccelerationConfig, precision: str, fused: bool = True) -> Callable[[], object]:
         student, guide, optimizer = self._networks(fused)
         autocast = set_precision(precision, self.device)
-        step = TrainStep(
-            student, guide, create_objective("lbgat", beta=self.args.beta), optimizer, ATTACK, autocast, acceleration
-        )
+        objective = create_objective("lbgat", beta=self.args.beta)
+        step = create_step(student, guide, objective, optimizer, ATTACK, autocast=autocast, acceleration=acceleration)
+        generator = torch.Generator(self.device)
 
         def run() -> object:
             set_precision(precision, self.device)
-            return step(self.x, self.y, self.start)
+            return step([self.x], self.y, generator.manual_seed(0))
 
         return run
 

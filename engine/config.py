@@ -1,18 +1,21 @@
 """Settings of train_lbgat.py and its flags."""
 
+import argparse
 import dataclasses
-import inspect
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
 
-from losses import METHODS
+from losses import METHODS, find_method
 from utils.errors import UserError
 from utils.options import (
     COMPILE,
     PRECISIONS,
     CommonConfig,
-    _apply_num_classes,
-    _parser,
+    Parser,
+    apply_num_classes,
     flag,
     option,
     parse_epsilon,
@@ -23,118 +26,160 @@ GUIDE_ALIASES = {"ResNet18_cifar": "resnet18-guide"}
 SCHEDULES = ("multistep", "cosine", "onecycle")
 RAMPS = ("none", "linear")
 AVERAGES = ("none", "epoch", "step")
-
-
-def parse_step_size(text: str | float) -> float:
-    return parse_epsilon(text, "step size")
+MOST_DECAYS = 20
 
 
 def parse_model(text: str) -> str:
     return GUIDE_ALIASES.get(text, text)
 
 
-def parse_epochs(text: str) -> tuple[int, ...]:
-    """``76,91`` -> (76, 91); an empty string is no epoch at all."""
+def parse_epochs(text: str) -> tuple[int | Fraction, ...]:
+    """``76,91`` -> (76, 91); ``3/4,9/10`` -> parts of the run; an empty string is no epoch at all."""
     try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError as error:
-        raise UserError(f"{text!r} is not a list of epochs: write 76,91") from error
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        return tuple(Fraction(part) if "/" in part else int(part) for part in parts)
+    except (ValueError, ZeroDivisionError) as error:
+        raise UserError(
+            f"{text[:40]!r} is not a list of epochs: write 76,91, or 3/4,9/10 for parts of the run"
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(CommonConfig):
-    """Settings of train_lbgat.py; the defaults are the published recipe LBGAT6 (Cui et al. 2021)."""
+    """Settings of train_lbgat.py; the defaults are the published recipe LBGAT6 (Cui et al. 2021).
 
-    method: str = option("lbgat", "training method")
-    dataset: str = option("digits", "digits, cifar10, cifar100, or NAME for which DATA_DIR/NAME.npz exists")
-    student: str = option("wrn-34-10", "network to make robust, e.g. wrn-34-10, resnet18, preactresnet18")
+    ``parameters`` are the method's own hyper-parameters by name; ``create`` takes them among the other settings.
+
+    Raises:
+        UserError: an unknown method, or a value outside of its range.
+    """
+
+    dataset: str = option("digits", "digits, cifar10, cifar100, or NAME for which DATA_DIR/NAME.npz exists", "data")
+    batch_size: int = option(128, "images a step", "data", at_least=1)
+    augment: str = option("none", "after crop and flip: none, autoaugment[-POLICY], randaugment or cutout", "data")
+    augment_view_weight: float = option(
+        0.0,
+        "weight of the loss on a second, augmented view of each image; 0 augments the only view",
+        "data",
+        at_least=0,
+    )
+    extra_data: str = option(
+        "", "npz file of further images (image: uint8 NHWC, label), mixed into every batch", "data"
+    )
+    extra_fraction: float = option(
+        0.0, "part of every batch that comes from --extra-data, to the nearest image", "data", at_least=0, below=1
+    )
+    limit_train: int = option(0, "use only the first N training images; 0 is all", "data", at_least=0)
+    val_size: int = option(
+        0, "hold out N training images to choose the best checkpoint; 0 chooses on the test set", "data", at_least=0
+    )
+
+    method: str = option("lbgat", f"training method: {', '.join(METHODS)}; described below", "method")
+    parameters: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    student: str = option("wrn-34-10", "network to make robust: wrn-D-K, resnet18, preactresnet18", "method")
     guide: str = option(
         "resnet18-guide",
-        "natural classifier that guides LBGAT; other methods have none",
+        "natural classifier that guides LBGAT: resnet18-guide or any network; other methods have none",
+        "method",
         parse=parse_model,
         aliases=("-teacher_model",),
     )
-    beta: float = option(
-        6.0,
-        "weight of the KL term (the papers' alpha): 0 is LBGAT0, 6 is LBGAT6, TRADES6 and MART6; "
-        "of the wMSE in DKL, IKL and GKL: 20 in IKL-AT and GKL-AT (Cui et al. 2024)",
+    label_smoothing: float = option(
+        0.0, "smoothing of the labels in the cross-entropies that training minimises", "method", at_least=0, below=1
     )
-    alpha: float = option(4.0, "weight of CE(p(x), p(x')) in DKL, IKL and GKL: 4, also 5 (Cui et al. 2024)")
-    gamma: float = option(0.4, "exponent of GKL's class prior: 0.4 on CIFAR-100, 0.2 on CIFAR-10 (Cui et al. 2025)")
-    temperature: float = option(4.0, "of the class prior: 4, also 2, in IKL (Cui et al. 2024), 1 in GKL")
-    attack_beta: float = option(1.0, "weight of the wMSE in the attack of IKL and GKL: 1 on CIFAR-100, 0 on CIFAR-10")
-    label_smoothing: float = option(0.0, "of the cross-entropies with y that training minimises")
-    epochs: int = option(100, "passes over the training set")
-    batch_size: int = option(128, "images a step")
-    lr: float = option(0.1, "learning rate of SGD; onecycle's highest")
-    schedule: str = option(
-        "multistep",
-        "of the learning rate: multistep; cosine, 0.5 (1 + cos(pi e / (E + 1))) in epoch e of E (IKL-AT); onecycle, "
-        "from 0 to --lr at 2/5 of the run and back to 0, step by step (Wong et al. 2020)",
-        choices=SCHEDULES,
+
+    step_size: float = option(
+        0.007, "length of a step of the training attack, written like epsilon", "attack", parse=str, above=0
     )
-    warmup_factor: float = option(0.2, "multistep: multiplies the learning rate in epoch 1; 1 is no warm-up")
-    decay_epochs: tuple[int, ...] = option(
-        (76, 91),
-        "multistep: epochs from which the learning rate is divided by 10 once more, e.g. 76,91",
-        parse=parse_epochs,
+    step_ratio: float = option(
+        0.0, "if above 0, the step size is this part of the epoch's epsilon: 0.5 in IKL-AT", "attack", at_least=0
     )
-    momentum: float = option(0.9, "of SGD")
-    weight_decay: float = option(2e-4, "of SGD", aliases=("--wd",))
-    step_size: float = option(0.007, "of the training attack, in [0, 1] like epsilon", parse=parse_step_size)
-    step_ratio: float = option(0.0, "if above 0, the step is this part of the epoch's epsilon: 0.5 in IKL-AT")
-    num_steps: int = option(10, "steps of the training attack")
+    num_steps: int = option(10, "steps of the training attack", "attack", at_least=1)
     epsilon_ramp: str = option(
-        "none", "linear trains with epsilon e / E in epoch e of E (IKL-AT); evaluation keeps epsilon", choices=RAMPS
+        "none",
+        "linear trains with epsilon e / E in epoch e of E (IKL-AT); evaluation keeps epsilon",
+        "attack",
+        choices=RAMPS,
     )
     awp_gamma: float = option(
         0.0,
         "size of the adversarial weight perturbation of the student (the guide is not perturbed), relative to each "
         "weight's norm: 0.005 in TRADES-AWP, 0.01 in AT-AWP (Wu et al. 2020); 0 is none",
+        "attack",
+        at_least=0,
+        below=1,
     )
-    awp_start_epoch: int = option(1, "first epoch with weight perturbation: 10 in TRADES-AWP and IKL-AT")
+    awp_start_epoch: int = option(
+        1, "first epoch with weight perturbation: 10 in TRADES-AWP and IKL-AT", "attack", at_least=1
+    )
+
+    epochs: int = option(100, "passes over the training set", "optimisation", at_least=1)
+    lr: float = option(0.1, "learning rate of SGD; with onecycle the highest", "optimisation", above=0)
+    schedule: str = option(
+        "multistep",
+        "of the learning rate: multistep; cosine, 0.5 (1 + cos(pi e / (E + 1))) in epoch e of E (IKL-AT); onecycle, "
+        "from 0 to --lr at 2/5 of the run and back to 0, step by step (Wong et al. 2020)",
+        "optimisation",
+        choices=SCHEDULES,
+    )
+    warmup_factor: float = option(
+        0.2, "multistep: multiplies the learning rate in epoch 1; 1 is no warm-up", "optimisation", above=0
+    )
+    decay_epochs: tuple[int, ...] = option(
+        (76, 91),
+        "multistep: epochs from which the learning rate is divided by 10 once more, e.g. 76,91; or parts of the run, "
+        "e.g. 3/4,9/10",
+        "optimisation",
+        parse=parse_epochs,
+    )
+    momentum: float = option(0.9, "momentum of SGD", "optimisation", at_least=0, below=1)
+    weight_decay: float = option(2e-4, "weight decay of SGD", "optimisation", aliases=("--wd",), at_least=0)
+    precision: str = option("fp32", "arithmetic of the forward passes", "optimisation", choices=PRECISIONS)
+    compile: str = option("auto", "torch.compile; auto compiles on CUDA only", "optimisation", choices=COMPILE)
+
     average_every: str = option(
-        "none", "keep an average of the student's weights, taken each epoch (IKL-AT) or step", choices=AVERAGES
+        "none",
+        "keep an average of the student's weights, updated each epoch (IKL-AT) or step",
+        "averaging",
+        choices=AVERAGES,
     )
-    average_tau: float = option(0.9, "average = tau average + (1 - tau) weights: 0.9 each epoch in IKL-AT")
-    precision: str = option("fp32", "arithmetic of the forward passes", choices=PRECISIONS)
-    compile: str = option("auto", "torch.compile; auto compiles on CUDA only", choices=COMPILE)
-    augment: str = option("none", "after crop and flip: none, autoaugment[-POLICY], randaugment or cutout")
-    augment_view_weight: float = option(
-        0.0, "weight of the loss on a second, augmented view of each image; 0 augments the only view"
+    average_tau: float = option(
+        0.9, "average = tau average + (1 - tau) weights: 0.9 each epoch in IKL-AT", "averaging", at_least=0, below=1
     )
-    extra_data: str = option("", "npz file of further images (image: uint8 NHWC, label), mixed into every batch")
-    extra_fraction: float = option(0.0, "of every batch that comes from --extra-data, in [0, 1)")
-    limit_train: int = option(0, "use only the first N training images; 0 is all")
-    val_size: int = option(0, "hold out N training images to choose the best checkpoint; 0 chooses on the test set")
-    eval_size: int = option(1000, "images on which PGD-20 measures robust accuracy after each epoch")
+
+    eval_size: int = option(
+        1000, "images on which PGD-20 measures robust accuracy after each epoch", "evaluation", at_least=1
+    )
     patience: int = option(
-        0, "stop after N epochs without better robust accuracy on --val-size images (Rice et al. 2020); 0 never"
+        0,
+        "stop after N epochs without better robust accuracy on --val-size images (Rice et al. 2020); 0 never",
+        "evaluation",
+        at_least=0,
     )
-    save_freq: int = option(10, "write student-epochNNN.pt every N epochs, and after the last", aliases=("-s",))
-    log_interval: int = option(50, "steps between checks of the loss and updates of the progress bar")
-    max_minutes: float = option(0.0, "stop after this many minutes, ready for --resume auto; 0 is no limit")
-    resume: str = option("auto", "auto goes on with the mark's last.pt if there is one; none starts afresh; or a PATH")
+
+    save_freq: int = option(
+        10, "write student-epochNNN.pt every N epochs, and after the last", aliases=("-s",), at_least=1
+    )
+    log_interval: int = option(50, "steps between checks of the loss and updates of the progress bar", at_least=1)
+    max_minutes: float = option(0.0, "stop after this many minutes, ready for --resume auto; 0 is no limit", at_least=0)
+    resume: str = option(
+        "auto", "auto resumes from the mark's last.pt if there is one; none starts afresh; or the PATH of a last.pt"
+    )
     checkpoint_dir: str = option("checkpoints", "checkpoints go to CHECKPOINT_DIR/MARK", aliases=("--model-dir",))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "step_size", parse_step_size(self.step_size))
-        for name in (
-            "epochs", "batch_size", "num_steps", "eval_size", "save_freq", "log_interval", "awp_start_epoch"
-        ):  # fmt: skip
-            require(getattr(self, name) >= 1, f"{flag(name)} {getattr(self, name)} must be at least 1")
-        for name in (
-            "beta", "alpha", "gamma", "attack_beta", "weight_decay", "limit_train", "val_size", "max_minutes",
-            "augment_view_weight", "awp_gamma", "step_ratio", "patience",
-        ):  # fmt: skip
-            require(0 <= getattr(self, name) < math.inf, f"{flag(name)} {getattr(self, name)} must be 0 or more")
-        for name in ("lr", "step_size", "warmup_factor", "temperature"):
-            require(0 < getattr(self, name) < math.inf, f"{flag(name)} {getattr(self, name)} must be above 0")
+        set_ = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 (the class is frozen)
+        set_("step_size", parse_epsilon(self.step_size, "step size", self.norm))
+        set_("parameters", find_method(self.method).complete(self.parameters))
+        for f in dataclasses.fields(self):
+            check_range(f, getattr(self, f.name))
+        decays = [int(d * self.epochs) + 1 if isinstance(d, Fraction) else d for d in self.decay_epochs]
         require(
-            all(epoch >= 1 for epoch in self.decay_epochs), f"--decay-epochs {self.decay_epochs}: epochs start at 1"
+            all(decay >= 1 for decay in decays) and len(decays) <= MOST_DECAYS,
+            f"--decay-epochs {','.join(map(str, self.decay_epochs))[:40]}: at most {MOST_DECAYS} epochs, from 1 on",
         )
-        require(0 <= self.extra_fraction < 1, f"--extra-fraction {self.extra_fraction} must be in [0, 1)")
+        set_("decay_epochs", tuple(decays))
         require(
             bool(self.extra_data) == (self.extra_fraction > 0),
             "--extra-data FILE and --extra-fraction above 0 go together: pass both or neither",
@@ -143,42 +188,62 @@ class TrainConfig(CommonConfig):
             self.augment_view_weight == 0 or self.augment != "none",
             f"--augment-view-weight {self.augment_view_weight} needs an --augment for the second view",
         )
-        for name in ("momentum", "label_smoothing", "average_tau"):
-            require(0 <= getattr(self, name) < 1, f"{flag(name)} {getattr(self, name)} must be in [0, 1)")
-        for f in dataclasses.fields(self):
-            choices = f.metadata.get("choices")
-            require(
-                choices is None or getattr(self, f.name) in choices,
-                f"{flag(f.name)} {getattr(self, f.name)}: choose {' or '.join(choices or ())}",
-            )
         require(
             self.patience == 0 or self.val_size > 0,
             f"--patience {self.patience} needs held-out images to judge by: add --val-size N",
         )
 
+    @classmethod
+    def create(cls, **values: Any) -> "TrainConfig":
+        """A configuration from settings and the method's parameters side by side, as ``as_dict`` returns them.
+
+        Raises:
+            UserError: a name is neither, or a value is outside of its range.
+        """
+        known = {f.name for f in dataclasses.fields(cls)} - {"parameters"}
+        parameters = {name: value for name, value in values.items() if name not in known}
+        return cls(**{name: value for name, value in values.items() if name in known}, parameters=parameters)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every setting, the method's own parameters among them, as config.json and the checkpoints hold them."""
+        values = dataclasses.asdict(self)
+        return values | values.pop("parameters")
+
     @property
     def run_name(self) -> str:
         """``lbgat0-cifar100-wrn34-10``: the mark, or a name made from method, data set and student."""
-        parameters = {
-            "lbgat": f"{self.beta:g}",
-            "trades": f"{self.beta:g}",
-            "mart": f"{self.beta:g}",
-            "dkl": f"-a{self.alpha:g}b{self.beta:g}",
-            "ikl": f"-a{self.alpha:g}b{self.beta:g}t{self.temperature:g}",
-            "gkl": f"-a{self.alpha:g}b{self.beta:g}g{self.gamma:g}t{self.temperature:g}",
-        }
-        method = self.method + parameters.get(self.method, "") + ("-awp" if self.awp_gamma else "")
+        method = find_method(self.method).tag.format(**self.parameters) + ("-awp" if self.awp_gamma else "")
         return self.mark or f"{method}-{self.dataset}-{self.student.replace('wrn-', 'wrn')}"
 
 
-def _methods() -> str:
+def check_range(f: dataclasses.Field, value: Any) -> None:
+    """Raises: UserError: the value is none of the field's choices, or outside of its range."""
+    choices, low, above, below = (f.metadata.get(key) for key in ("choices", "at_least", "above", "below"))
+    require(choices is None or value in choices, f"{flag(f.name)} {value}: choose {' or '.join(choices or ())}")
+    if (low, above, below) == (None, None, None):
+        return
+    if above is not None:
+        bounds = f"above {above:g}"
+    elif below is not None:
+        bounds = f"in [{low:g}, {below:g})"
+    else:
+        bounds = f"at least {low:g}" if low else "0 or more"
+    inside = (
+        (low is None or value >= low)
+        and (above is None or value > above)
+        and (value < (math.inf if below is None else below))
+    )
+    require(inside, f"{flag(f.name)} {value} must be {bounds}")
+
+
+def describe_methods() -> str:
     """Every method with what it minimises, its own flags and its source, from the registry."""
-    flags = {f.name for f in dataclasses.fields(TrainConfig)}
     text = "methods (--method), what training minimises, their own flags, and their source:\n"
     for name, method in METHODS.items():
-        own = [flag(p) for p in inspect.signature(method).parameters if p in flags]
-        summary = inspect.getdoc(method).splitlines()[0]
-        text += f"\n  {name}\n    {summary}\n    {' '.join(own)}\n    {method.source}\n"
+        text += f"\n  {name}\n    {(method.__doc__ or '').splitlines()[0]}\n"
+        for p in method.parameters:
+            text += f"    {flag(p.name)} {p.name.upper()}: {p.help}; {p.range} (default: {p.default:g})\n"
+        text += f"    {method.source}\n"
     return text
 
 
@@ -192,9 +257,21 @@ def parse_train(argv: list[str] | None = None) -> TrainConfig:
         "--no-cuda": {"action": "store_true", "help": "as --device cpu"},
         "-num_classes": {"type": int, "help": "10 or 100; without --dataset, chooses cifar10 or cifar100"},
     }
-    parser = _parser("Train a robust student with its guide.", TrainConfig, legacy, _methods())
+    parser = Parser("Train a robust student with its guide.", TrainConfig, legacy, describe_methods())
+    owners: dict[str, list[str]] = {}
+    for method, objective in METHODS.items():
+        for p in objective.parameters:
+            owners.setdefault(p.name, []).append(method)
+    for name in owners:
+        parser.groups["method"].add_argument(flag(name), dest=name, type=float, help=argparse.SUPPRESS)
     values = vars(parser.parse_args(argv))
     if values.pop("no_cuda", False):
         values["device"] = "cpu"
-    _apply_num_classes(values)
-    return TrainConfig(**values)
+    apply_num_classes(values)
+    method = values.get("method", TrainConfig.method)
+    for name in owners.keys() & values.keys():
+        require(
+            method in owners[name] or method not in METHODS,
+            f"{flag(name)} is a parameter of {', '.join(owners[name])}, not of {method}: leave it out",
+        )
+    return TrainConfig.create(**values)

@@ -9,9 +9,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from engine.config import TrainConfig
+from engine.train_state import Checkpoints, Progress
 from utils.errors import ensure_writable
 from utils.files import write_atomically
+from utils.options import format_epsilon
 
 CHOSEN_ON_TEST = (
     "best.pt is chosen on the TEST set, so its figures are optimistic: --val-size N chooses on held-out training "
@@ -20,99 +24,172 @@ CHOSEN_ON_TEST = (
 SECONDS_BETWEEN_PLOTS = 30.0
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, up to the first one that a kill or a full disk left unfinished."""
-    lines = []
-    for line in path.read_bytes().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    return lines
-
-
-class RunLog:
-    """Writes a training run's log folder.
+class Logger:
+    """Writes a training run's log folder; as a context it closes its files.
 
     Args:
-        folder: created if missing.
-        first_epoch: the epoch that training starts or goes on with; lines of it and of later ones are dropped, for
-            they are about to be measured again.
-        resumed: whether to append to the log that is there.
+        progress: where training starts; entries of metrics.jsonl from its epoch on are dropped, since they are measured
+            again.
 
     Raises:
         UserError: the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, first_epoch: int, resumed: bool):
-        self.folder = folder
+    def __init__(self, config: TrainConfig, progress: Progress):
+        self.config, self.folder = config, Path(config.log_dir) / config.run_name
         self.metrics: list[dict[str, Any]] = []
         self._next_plot = 0.0
-        ensure_writable(folder, "--log-dir")
-        path = folder / "metrics.jsonl"
-        if resumed and path.exists():
-            self.metrics = [line for line in _read_lines(path) if line["epoch"] < first_epoch]
-        text = "".join(json.dumps(line) + "\n" for line in self.metrics)
+        ensure_writable(self.folder, "--log-dir")
+        path = self.folder / "metrics.jsonl"
+        if progress.started and path.exists():
+            self.metrics = [entry for entry in read_metrics(path) if entry["epoch"] < progress.epoch]
+        text = "".join(json.dumps(entry) + "\n" for entry in self.metrics)
         write_atomically(path, lambda file: file.write(text.encode()))
-        file = logging.FileHandler(folder / "train.log", mode="a" if resumed else "w")
-        self.logger = logging.getLogger(f"lbgat.{folder}")
-        self.logger.setLevel(logging.INFO)
-        self.logger.propagate = False
-        for handler in list(self.logger.handlers):
-            self.logger.removeHandler(handler)
+        file = logging.FileHandler(self.folder / "train.log", mode="a" if progress.started else "w", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-        self.logger.addHandler(file)
-        self.logger.addHandler(logging.StreamHandler(sys.stdout))
+        self._logger = logging.getLogger(f"lbgat.{self.folder}")
+        self._logger.setLevel(logging.INFO)
+        self._logger.propagate = False
+        self._close_handlers()
+        self._logger.addHandler(file)
+        self._logger.addHandler(logging.StreamHandler(sys.stdout))
+
+    def __enter__(self) -> "Logger":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close_handlers()
+
+    def _close_handlers(self) -> None:
+        for handler in list(self._logger.handlers):
+            self._logger.removeHandler(handler)
+            if isinstance(handler, logging.FileHandler):
+                handler.close()
 
     def info(self, message: str) -> None:
-        self.logger.info(message)
+        self._logger.info(message)
 
-    def write_config(self, config: dict[str, Any]) -> None:
-        (self.folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    def opening(self, settings: dict[str, Any], guided: bool, images: int, split: str) -> None:
+        """Write config.json, and say what is trained and what a reader of the figures should know.
 
-    def add_epoch(self, metrics: dict[str, Any]) -> None:
-        """Append one epoch's line to metrics.jsonl."""
+        Args:
+            settings: all of the configuration, and where it runs.
+            guided: whether there is a guide; images: how many train; split: what ``best.pt`` is chosen on.
+        """
+        text = json.dumps(settings, indent=2) + "\n"
+        write_atomically(self.folder / "config.json", lambda file: file.write(text.encode()))
+        config = self.config
+        self.info(f"{config.run_name}: {describe_run(config, guided, images)}; {settings['hardware']}")
+        if config.precision == "tf32" and "CPU" in settings["hardware"]:
+            self.info("tf32 changes nothing on a CPU")
+        late = [epoch for epoch in config.decay_epochs if epoch > config.epochs]
+        if config.schedule == "multistep" and late:
+            self.info(
+                f"warning: the learning rate does not decay at {', '.join(map(str, late))}, after the last epoch "
+                f"{config.epochs}: --decay-epochs 3/4,9/10 sets the decays as parts of the run"
+            )
+        if split == "test":
+            self.info(CHOSEN_ON_TEST)
+
+    def resumed(self, checkpoints: Checkpoints, steps: int) -> None:
+        """Say where training resumes and from which file, and whether the CPU threads then and now differ."""
+        progress, then, now = checkpoints.progress, checkpoints.threads, torch.get_num_threads()
+        self.info(f"resuming at epoch {progress.epoch}, step {progress.step}/{steps}, from {checkpoints.latest}")
+        if then not in (None, now):
+            self.info(f"warning: saved with {then} CPU threads, now {now}: the weights may differ by rounding")
+
+    def epoch(self, metrics: dict[str, Any], seconds_left: float) -> None:
+        """Append one epoch to metrics.jsonl and the log, and draw the curves now and then."""
         self.metrics.append(metrics)
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(metrics) + "\n")
+        self.info(epoch_line(metrics, self.config.epochs, seconds_left))
 
-    def plot(self, final: bool) -> None:
-        """Draw curves.png from all epochs so far, at most every half minute unless it is the last time."""
+    def plot(self, final: bool = False) -> None:
+        """Draw curves.png from all epochs so far, at most every half minute unless it is the last time.
+
+        A picture that cannot be drawn is a line of the log, not the end of the training.
+        """
         if not self.metrics or (not final and time.monotonic() < self._next_plot):
             return
         if importlib.util.find_spec("matplotlib") is None:
             if final:
                 self.info("curves.png is not drawn: matplotlib is not installed (pip install matplotlib)")
             return
-        from engine.curves import plot_curves
-
-        plot_curves(self.metrics, self.folder / "curves.png")
         self._next_plot = time.monotonic() + SECONDS_BETWEEN_PLOTS
+        try:
+            from engine.curves import plot_curves
 
-    def close(self) -> None:
-        for handler in list(self.logger.handlers):
-            self.logger.removeHandler(handler)
-            if isinstance(handler, logging.FileHandler):
-                handler.close()
+            plot_curves(self.metrics, self.folder / "curves.png")
+        except Exception as error:  # matplotlib raises nearly anything on odd figures and full disks
+            self.info(f"curves.png is not drawn ({type(error).__name__}: {error})")
 
 
-def opening_line(config: TrainConfig, guided: bool, images: int, hardware: str) -> str:
-    """What is trained on what, and how."""
-    guide = f", guide {config.guide}" if guided else ""
-    extras = [
-        f"epsilon ramp to {config.epsilon:.4g}" if config.epsilon_ramp != "none" else "",
+class Pace:
+    """The time left, from the steps and evaluations of this process alone.
+
+    Args:
+        steps: of an epoch.
+    """
+
+    def __init__(self, epochs: int, steps: int):
+        self.epochs, self.steps, self.began = epochs, steps, time.monotonic()
+        self.done, self.seconds, self.epochs_done = 0, 0.0, 0
+
+    def add(self, seconds: float) -> None:
+        """Count a step."""
+        self.done, self.seconds = self.done + 1, self.seconds + seconds
+
+    def seconds_left(self, epoch: int) -> float:
+        """Call once after each epoch's evaluation."""
+        self.epochs_done += 1
+        other = (time.monotonic() - self.began - self.seconds) / self.epochs_done
+        step = self.seconds / self.done if self.done else 0.0
+        return (self.epochs - epoch) * (self.steps * step + other)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The entries of metrics.jsonl, up to the first one that is torn or damaged."""
+    entries = []
+    for line in path.read_bytes().splitlines():
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            break
+        if not isinstance(entry, dict) or type(entry.get("epoch")) is not int:
+            break
+        entries.append(entry)
+    return entries
+
+
+def describe_run(config: TrainConfig, guided: bool, images: int) -> str:
+    """Everything that is trained, in one line."""
+    parameters = ", ".join(f"{name} {value:g}" for name, value in config.parameters.items())
+    decays = f" / 10 from epochs {', '.join(map(str, config.decay_epochs))}" if config.schedule == "multistep" else ""
+    held_out = f"{config.val_size} held-out" if config.val_size else "test"
+    parts = [
+        f"{config.method} ({parameters})" if parameters else config.method,
+        f"student {config.student}",
+        f"guide {config.guide}" if guided else "",
+        f"{config.dataset} ({images} training images, evaluated on {held_out} images)",
+        f"{config.extra_fraction:.0%} of each batch from {config.extra_data}" if config.extra_data else "",
+        f"augmentation {config.augment}" if config.augment != "none" else "",
+        f"{config.epochs} epochs of batches of {config.batch_size}",
+        f"lr {config.lr:g} {config.schedule}{decays}",
+        f"momentum {config.momentum:g}",
+        f"weight decay {config.weight_decay:g}",
+        f"{config.norm} epsilon {format_epsilon(config.epsilon)}, {config.num_steps} attack steps",
+        f"epsilon ramp {config.epsilon_ramp}" if config.epsilon_ramp != "none" else "",
         f"weight perturbation {config.awp_gamma:g} from epoch {config.awp_start_epoch}" if config.awp_gamma else "",
         f"weights averaged each {config.average_every}" if config.average_every != "none" else "",
+        f"seed {config.seed}",
+        config.precision,
     ]
-    return (
-        f"{config.run_name}: {config.method}, student {config.student}{guide}, {config.dataset} "
-        f"({images} training images), epsilon {config.epsilon:.4g} {config.norm}, "
-        f"{''.join(f'{extra}, ' for extra in extras if extra)}{config.precision}, {hardware}"
-    )
+    return ", ".join(part for part in parts if part)
 
 
 def epoch_line(m: dict[str, Any], epochs: int, seconds_left: float) -> str:
-    """One epoch's line, from its line of metrics.jsonl."""
+    """One epoch's line, from its entry of metrics.jsonl."""
     terms = " ".join(f"{name} {value:.4f}" for name, value in m["terms"].items())
     guide = f", guide {m['guide_clean']:.2f}%" if "guide_clean" in m else ""
     average = ""

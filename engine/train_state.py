@@ -1,59 +1,234 @@
-"""The whole state of a training run, and whether it is this run's."""
+"""The state of a training run: its progress, and what is saved of it."""
 
-import dataclasses
+import math
+import shutil
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from engine.averaging import WeightAverage
 from engine.config import TrainConfig
-from models.weights import load_file
+from engine.resume import FORMAT, damaged, load_training_state, momentum_buffers
+from engine.schedule import learning_rate
+from engine.steps import Step
+from losses.base import Objective
+from models.weights import load_strictly, plain_state
 from utils.errors import UserError
-from utils.options import flag
-
-FORMAT = "lbgat-training-state-1"
-
-# What may differ between a run and its continuation without making it another run.
-MAY_CHANGE_ON_RESUME = {
-    "epochs", "device", "mark", "data_dir", "extra_data", "log_dir", "checkpoint_dir", "resume", "max_minutes",
-    "save_freq", "log_interval", "compile", "patience",
-}  # fmt: skip
+from utils.files import save_atomically
 
 
-def _may_change_on_resume(config: TrainConfig) -> set[str]:
-    """What may differ: the number of epochs only where the epochs before do not depend on it."""
-    depends = config.schedule != "multistep" or config.epsilon_ramp != "none"
-    return MAY_CHANGE_ON_RESUME - {"epochs"} if depends else MAY_CHANGE_ON_RESUME
+@dataclass
+class Progress:
+    """How far a run has come.
 
-
-def load_training_state(path: Path, config: TrainConfig, data: str, device: torch.device) -> dict[str, Any]:
-    """The state of an interrupted run, after making sure that it is this run.
-
-    Args:
-        path: a ``last.pt``.
-        config: the settings now; data: fingerprint of the data set now.
-
-    Raises:
-        UserError: no training state, or of a run with other settings or data; the sentence lists what differs.
+    Attributes:
+        epoch: the one in progress, from 1; step: how many of its steps are finished.
+        sums: of the epoch in progress: each term, summed over its images.
+        seconds: spent in the steps of the epoch in progress.
+        best: the metrics of the best epoch so far, and what it was chosen by and on; empty before the first.
     """
-    try:
-        state = load_file(path, device)
-    except UserError as error:
-        raise UserError(f"{error}, or train anew with --resume none") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT or "optimizer" not in state:
-        raise UserError(f"{path} is no training state to go on from: pass a last.pt, or --resume none")
-    # A setting that did not exist when the state was saved was as its default is now.
-    then = {f.name: f.default for f in dataclasses.fields(config)} | state["config"]
-    differ = [
-        f"{flag(name)} {then[name]} then, {value} now"
-        for name, value in dataclasses.asdict(config).items()
-        if name not in _may_change_on_resume(config) and then[name] != value
-    ]
-    if state["data"] != data:
-        differ.append("the images are not the same")
-    if differ:
-        raise UserError(
-            f"{path} is of another run ({'; '.join(differ)}): use the same settings, another --mark, "
-            "or --resume none to replace it"
+
+    epoch: int = 1
+    step: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
+    best: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def started(self) -> bool:
+        return (self.epoch, self.step) != (1, 0)
+
+    def add(self, terms: dict[str, Tensor], n: int) -> None:
+        """Count a finished step, given the mean terms of its n images."""
+        for name, term in terms.items():
+            self.sums[name] = self.sums.get(name, 0) + term.double() * n
+        self.step += 1
+
+    def means(self, n: int) -> dict[str, float]:
+        """Each term as the mean over the n images of the epoch."""
+        return {name: value.item() / n for name, value in self.sums.items()}
+
+    def next_epoch(self) -> None:
+        self.epoch, self.step, self.sums, self.seconds = self.epoch + 1, 0, {}, 0.0
+
+
+@dataclass
+class Checkpoints:
+    """Saves a run and resumes it.
+
+    Attributes:
+        data: fingerprint of the images and labels.
+        latest: the last file that this run was saved to, or resumed from; None if there is none.
+        replaced: files of an earlier run with this mark that are removed when this one is saved first.
+        threads: CPU threads of the process that saved the state that was resumed from; None if not known.
+    """
+
+    config: TrainConfig
+    data: str
+    student: nn.Module
+    guide: nn.Module | None
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    step: Step
+    average: WeightAverage | None
+    progress: Progress
+    latest: Path | None = None
+    replaced: list[Path] = field(default_factory=list)
+    threads: int | None = None
+    saved_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.checkpoint_dir) / self.config.run_name
+
+    def save_last(self) -> None:
+        """Write last.pt, from which the run resumes exactly.
+
+        Raises:
+            UserError: the state is not finite, or the file cannot be written.
+        """
+        self.check_finite()
+        self._remove_replaced()
+        last = self.folder / "last.pt"
+        state = {
+            "format": FORMAT,
+            "config": self.config.as_dict(),
+            "data": self.data,
+            "student": self.student.state_dict(),
+            "guide": self.guide.state_dict() if self.guide is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "objective": self.objective.state_dict(),
+            "step": self.step.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "epoch": self.progress.epoch,
+            "steps_done": self.progress.step,
+            "sums": self.progress.sums,
+            "seconds": self.progress.seconds,
+            "best": self.progress.best,
+            "threads": torch.get_num_threads(),
+        }
+        save_atomically(state, last)
+        self.latest, self.saved_at = last, time.monotonic()
+
+    def save_epoch(self, epoch: int, metrics: dict[str, Any], split: str) -> None:
+        """Save after an epoch, whose progress is counted already: best.pt if it is the best, and last.pt.
+
+        best.pt holds the averaged weights where there are any. A method without an attack is judged by its clean
+        accuracy.
+
+        Args:
+            split: the images that the metrics were measured on: ``validation`` or ``test``.
+        """
+        self._remove_replaced()
+        which = "average" if self.average else "student"
+        criterion = f"{which}_robust" if "adv" in self.objective.passes else f"{which}_clean"
+        states = {"student": plain_state(self.student)}
+        if self.average:
+            states["average"] = plain_state(self.average.model)
+        if metrics[criterion] > self.progress.best.get(criterion, -1.0):
+            self.progress.best = {"epoch": epoch, "chosen_by": criterion, "chosen_on": split, **metrics}
+            weights = {"format": FORMAT, "config": self.config.as_dict(), "student": states[which]}
+            save_atomically({**weights, "best": self.progress.best}, self.folder / "best.pt")
+        if epoch % self.config.save_freq == 0 or epoch == self.config.epochs:
+            for name, state in states.items():
+                save_atomically(state, self.folder / f"{name}-epoch{epoch:03d}.pt")
+        self.save_last()  # last: after a kill in between, the files before it are written again
+
+    def check_finite(self) -> None:
+        """Refuse to evaluate or save a run that has diverged.
+
+        Raises:
+            UserError: a term, a weight, a momentum or an average is not finite.
+        """
+        self.check_loss()
+        for name, tensors in self._tensors().items():
+            if not all(torch.isfinite(t).all() for t in tensors):
+                raise self._not_finite(name)
+
+    def check_loss(self) -> None:
+        """Raises: UserError: a term of the loss is not finite."""
+        broken = [name for name, value in self.progress.sums.items() if not math.isfinite(value.item())]
+        if broken:
+            raise self._not_finite(f"the loss ({', '.join(broken)})")
+
+    def _tensors(self) -> dict[str, list[Tensor]]:
+        networks = {"student": self.student, "guide": self.guide, "average": self.average and self.average.model}
+        named = {f"a weight of the {k}": list(net.state_dict().values()) for k, net in networks.items() if net}
+        buffers = [state.get("momentum_buffer") for state in self.optimizer.state.values()]
+        return named | {"the momentum of the optimizer": [b for b in buffers if b is not None]}
+
+    def _not_finite(self, what: str) -> UserError:
+        kept = f"{self.latest} is the last good state" if self.latest else "no state was saved yet"
+        lr = self.optimizer.param_groups[0]["lr"]
+        return UserError(
+            f"{what} is no longer finite in epoch {self.progress.epoch}, step {self.progress.step}; {kept}: "
+            f"try a lower --lr (now {lr:g}) or --precision fp32"
         )
-    return state
+
+    def _remove_replaced(self) -> None:
+        for path in self.replaced:
+            path.unlink(missing_ok=True)
+        self.replaced = []
+
+    def resume(self, device: torch.device, steps_per_epoch: int) -> None:
+        """Resume from the file that the configuration names, if there is one.
+
+        Raises:
+            UserError: no such file, a damaged one, or one of another run.
+        """
+        last, choice = self.folder / "last.pt", self.config.resume
+        if choice == "none":
+            self.replaced = [
+                self.folder / "best.pt",
+                *self.folder.glob("student-epoch*.pt"),
+                *self.folder.glob("average-epoch*.pt"),
+            ]
+        if choice == "none" or (choice == "auto" and not last.exists() and not last.is_symlink()):
+            return
+        path = last if choice == "auto" else Path(choice)
+        elsewhere = path.resolve() != last.resolve()
+        state = load_training_state(path, self.config, self.data, device)
+        if elsewhere and last.exists():
+            raise UserError(
+                f"--resume {path} would replace the run in {self.folder}: pass another --mark, or remove that folder"
+            )
+        try:
+            self._load(state, path, steps_per_epoch)
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
+            raise damaged(path, error) from error
+        if elsewhere and (path.parent / "best.pt").exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path.parent / "best.pt", self.folder / "best.pt")
+        if not (self.folder / "best.pt").exists():
+            self.progress.best = {}  # its file is missing: the next epoch is the best so far
+        self.latest, self.threads = path, state.get("threads")
+
+    def _load(self, state: dict[str, Any], path: Path, steps_per_epoch: int) -> None:
+        epoch, step, seconds = state["epoch"], state["steps_done"], state["seconds"]
+        sums, best = state["sums"], state["best"]
+        if type(epoch) is not int or type(step) is not int or epoch < 1 or not 0 <= step <= steps_per_epoch:
+            raise ValueError(f"epoch {epoch}, step {step}")
+        if not 0 <= float(seconds) < math.inf or not all(v.dim() == 0 for v in sums.values()):
+            raise ValueError("seconds or sums")
+        if not isinstance(best, dict) or not (best.keys() >= {"epoch", "chosen_by"} or not best):
+            raise ValueError("best")
+        buffers = momentum_buffers(state["optimizer"], self.optimizer)
+        load_strictly(self.student, state["student"], path)
+        if self.guide is not None:
+            load_strictly(self.guide, state["guide"], path)
+        load_strictly(self.objective, state["objective"], path)
+        if self.average:
+            load_strictly(self.average.model, state["average"]["weights"], path)
+            self.average.updates = int(state["average"]["updates"])
+        # The hyper-parameters are the configuration's, whatever the file says.
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": buffers, "param_groups": groups})
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, epoch, (max(step, 1) - 0.5) / steps_per_epoch)
+        self.step.load_state_dict(state.get("step", {}))
+        self.progress.epoch, self.progress.step, self.progress.seconds = epoch, step, float(seconds)
+        self.progress.sums, self.progress.best = dict(sums), dict(best)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from attacks.pgd import cross_entropy_per_image, frozen, perturb, pgd20, starting_point
+from attacks.pgd import cross_entropy_per_image, frozen, perturb, pgd20
 from datasets.loader import to_float
 from engine.config import TrainConfig
 from models.accelerate import AcceleratedModel
@@ -48,8 +48,7 @@ def pgd_accuracy(
     with frozen(network.model):
         network.refresh()
         for x, y in _batches(network, images, labels):
-            start = starting_point(x, spec, generator)
-            x_adv = perturb(network.attack_logits, x, y, cross_entropy_per_image, spec, start, uses_clean=False)
+            x_adv = perturb(network.attack_logits, x, y, cross_entropy_per_image, spec, generator, uses_clean=False)
             with torch.no_grad():
                 correct += (network.attack_logits(x_adv).argmax(1) == y).sum().item()
             on_batch()
@@ -60,8 +59,7 @@ def _batches(network: AcceleratedModel, images: Tensor, labels: Tensor) -> Itera
     """Float batches of the size that is fastest: what was compiled, or just large."""
     size = network.acceleration.compile_batch_size or LARGE_BATCH
     for x, y in zip(images.split(size), labels.split(size), strict=True):
-        x = to_float(x)
-        yield (x.contiguous(memory_format=torch.channels_last) if network.acceleration.channels_last else x), y
+        yield network.in_memory_order(to_float(x)), y
 
 
 def evaluate(

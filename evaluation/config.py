@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from utils.options import COMPILE, PRECISIONS, CommonConfig, _apply_num_classes, _parser, option, parse_epsilon, require
+from utils.options import COMPILE, PRECISIONS, CommonConfig, Parser, apply_num_classes, option, parse_epsilon, require
 
 VERSIONS = ("standard", "dev", "plus", "rand", "custom")
 
@@ -83,11 +83,11 @@ def parse_eval(argv: list[str] | None = None) -> EvalConfig:
         "--num_classes": {"type": int, "help": "10 or 100; without --dataset, chooses cifar10 or cifar100"},
         "--dataparallel": {"nargs": "?", "help": "ignored: the prefix module. is found out by itself"},
     }
-    values = vars(_parser("Measure robustness with AutoAttack.", EvalConfig, legacy).parse_args(argv))
+    values = vars(Parser("Measure robustness with AutoAttack.", EvalConfig, legacy).parse_args(argv))
     values.pop("dataparallel", None)
     values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     if "widen_factor" in values:
         values.setdefault("student", f"wrn-34-{values.pop('widen_factor')}")
         values.pop("widen_factor", None)
-    _apply_num_classes(values)
+    apply_num_classes(values)
     return EvalConfig(**values)

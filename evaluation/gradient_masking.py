@@ -149,8 +149,9 @@ def _pgd(images: _Images, clean: Tensor, apgd: Tensor, robust: Tensor) -> Check:
     generator = torch.Generator(images.x.device).manual_seed(suite.seed)
 
     def attack(x: Tensor, y: Tensor) -> Tensor:
-        start = starting_point(x, spec, generator)
-        return images.right(perturb(images.queries, x, y, cross_entropy_per_image, spec, start, uses_clean=False), y)
+        return images.right(
+            perturb(images.queries, x, y, cross_entropy_per_image, spec, generator, uses_clean=False), y
+        )
 
     right = clean
     for _ in range(PGD_RESTARTS):

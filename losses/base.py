@@ -1,9 +1,47 @@
 """What a training method is: the contract between the losses and the engine."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
+
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A hyper-parameter of a method: it becomes a flag of the command line and an attribute of the objective.
+
+    Attributes:
+        name: ``view_weight`` is the flag ``--view-weight`` and the attribute ``self.view_weight``.
+        default: unless the command line says otherwise; methods that share a name may differ in it.
+        help: a phrase for ``--help``.
+        at_least, above: the lower bound of the range, inclusive or exclusive.
+    """
+
+    name: str
+    default: float
+    help: str
+    at_least: float = 0.0
+    above: float | None = None
+
+    @property
+    def range(self) -> str:
+        if self.above is not None:
+            return f"above {self.above:g}"
+        return f"at least {self.at_least:g}" if self.at_least else "0 or more"
+
+    def check(self, value: float) -> float:
+        """Return the value if it is finite and in the range.
+
+        Raises:
+            UserError: it is not.
+        """
+        inside = value >= self.at_least if self.above is None else value > self.above
+        if not (inside and value < float("inf")):
+            raise UserError(f"--{self.name.replace('_', '-')} {value:g} must be {self.range}")
+        return value
 
 
 class Objective(nn.Module):
@@ -13,29 +51,55 @@ class Objective(nn.Module):
     ``after_step`` and ``end_epoch`` alone, since weight perturbation evaluates ``outer`` more than once a step.
 
     Args:
+        num_classes: C; only a method with a state of that size needs it.
         label_smoothing: of ``self.cross_entropy``, for the cross-entropies that ``outer`` minimises; in [0, 1).
+        values: of ``parameters``, by name; the others have their defaults.
+
+    Raises:
+        UserError: a value is outside of its range, or of no parameter of this method.
 
     Attributes:
+        parameters: the method's own hyper-parameters.
+        tag: names the runs of the method, with parameters in braces: ``"trades{beta:g}"``.
         passes: the train-mode forward passes that the method needs, in the order in which the published program makes
             them, since each moves the BatchNorm statistics: ``"adv"`` is f(x'), ``"nat"`` f(x) and ``"guide"`` g(x).
             A name with the suffix ``".no_grad"`` is a pass that only moves the statistics. Without an ``"adv"`` pass
             no attack is run.
-        start: where the attack starts: ``"gaussian"`` is x + 0.001 N(0, 1), ``"uniform"`` a uniform draw from the
-            epsilon-ball, clamped to [0, 1].
+        start: where the attack starts; see ``attacks.pgd.AttackSpec``.
         inner_uses_clean: whether ``inner`` looks at ``nat_logits``.
         awp_passes: the passes in a run with adversarial weight perturbation; ``passes`` where empty.
+        step: which training step runs the method; see ``engine.steps.STEPS``.
         source: the paper, for ``--help`` and reports.
     """
 
+    parameters: ClassVar[tuple[Parameter, ...]] = ()
+    tag: ClassVar[str]
     passes: tuple[str, ...]
     awp_passes: tuple[str, ...] = ()
+    step: ClassVar[str] = "standard"
     start: ClassVar[str] = "gaussian"
     inner_uses_clean: ClassVar[bool] = False
     source: ClassVar[str]
 
-    def __init__(self, label_smoothing: float = 0.0):
+    def __init__(self, num_classes: int = 0, label_smoothing: float = 0.0, **values: float):
         super().__init__()
         self.cross_entropy = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        for name, value in self.complete(values).items():
+            setattr(self, name, value)
+
+    @classmethod
+    def complete(cls, values: Mapping[str, float]) -> dict[str, float]:
+        """Return every parameter of the method: the given values, checked, and the defaults of the others.
+
+        Raises:
+            UserError: a value is outside of its range, or of no parameter of this method.
+        """
+        declared = {p.name: p for p in cls.parameters}
+        if unknown := [name for name in values if name not in declared]:
+            raise UserError(
+                f"{cls.__name__} has no parameter {', '.join(unknown)}: it has {', '.join(declared) or 'none'}"
+            )
+        return {name: p.check(float(values.get(name, p.default))) for name, p in declared.items()}
 
     def inner(self, adv_logits: Tensor, nat_logits: Tensor | None, y: Tensor) -> Tensor:
         """What the attack maximises.

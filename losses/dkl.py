@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from losses.base import Objective
+from losses.base import Objective, Parameter
 
 
 def soft_cross_entropy(nat_logits: Tensor, adv_logits: Tensor) -> Tensor:
@@ -31,24 +31,21 @@ def weighted_mse(d: Tensor, w: Tensor) -> Tensor:
     return 0.5 * total.squeeze(1) * (w * centred**2).sum(1)
 
 
+ALPHA = Parameter("alpha", 4.0, "weight of CE(p(x), p(x')), which moves f(x'): 4, also 5 (Cui et al. 2024)")
+BETA = Parameter("beta", 20.0, "weight of the wMSE: 20 (Cui et al. 2024)")
+
+
 class DKL(Objective):
     """CE(f(x), y) + DKL(f(x), f(x')): w = p(x), constant, and the wMSE moves f(x) alone.
 
     At alpha = beta its gradients are those of alpha * KL(p(x) || p(x')), Theorem 1 of the paper.
-
-    Args:
-        alpha: weight of the CE between the two predictions, which moves f(x'), at least 0.
-        beta: weight of the wMSE, which moves f(x), at least 0.
-        label_smoothing: of CE(f(x), y), in [0, 1).
     """
 
+    parameters = (ALPHA, BETA)
+    tag = "dkl-a{alpha:g}b{beta:g}"
     passes = ("adv", "nat")
     inner_uses_clean = True
     source = "Cui et al., Decoupled Kullback-Leibler Divergence Loss, NeurIPS 2024, Theorem 1"
-
-    def __init__(self, alpha: float, beta: float, label_smoothing: float = 0.0):
-        super().__init__(label_smoothing)
-        self.alpha, self.beta = alpha, beta
 
     def inner(self, adv_logits: Tensor, nat_logits: Tensor, y: Tensor) -> Tensor:
         return soft_cross_entropy(nat_logits, adv_logits)  # the wMSE has no gradient in x'
@@ -70,30 +67,21 @@ class IKL(DKL):
     """CE(f(x), y) + IKL(f(x), f(x')): w = S[y], the mean prediction for the class, and the wMSE moves f(x') too.
 
     S starts uniform; after every epoch it is the mean of softmax(f(x) / temperature) over that epoch's training images
-    of each class. A class that did not occur keeps its row.
-
-    Args:
-        num_classes: C.
-        alpha: weight of the CE between the two predictions, at least 0: 4 (also 5).
-        beta: weight of the wMSE, at least 0: 20.
-        temperature: divides the logits that S is made of, above 0: 4 (also 2).
-        attack_beta: weight of the wMSE in the attack, where alpha is 1: 1 on CIFAR-100, 0 on CIFAR-10.
-        label_smoothing: of CE(f(x), y), in [0, 1).
+    of each class. A class that did not occur keeps its row. The attack maximises
+    CE(p(x), p(x')) + attack_beta * wMSE.
     """
 
+    parameters = (
+        ALPHA,
+        BETA,
+        Parameter("temperature", 4.0, "of the class prior: 4, also 2 (Cui et al. 2024)", above=0.0),
+        Parameter("attack_beta", 1.0, "weight of the wMSE in the attack: 1 on CIFAR-100, 0 on CIFAR-10"),
+    )
+    tag = "ikl-a{alpha:g}b{beta:g}t{temperature:g}"
     source = "Cui et al., Decoupled Kullback-Leibler Divergence Loss, NeurIPS 2024"
 
-    def __init__(
-        self,
-        num_classes: int,
-        alpha: float,
-        beta: float,
-        temperature: float,
-        attack_beta: float = 1.0,
-        label_smoothing: float = 0.0,
-    ):
-        super().__init__(alpha, beta, label_smoothing)
-        self.temperature, self.attack_beta = temperature, attack_beta
+    def __init__(self, num_classes: int, label_smoothing: float = 0.0, **values: float):
+        super().__init__(num_classes, label_smoothing, **values)
         self.register_buffer("prior", torch.full((num_classes, num_classes), 1 / num_classes))
         self.register_buffer("prior_sums", torch.zeros(num_classes, num_classes))  # of the epoch in progress
 
@@ -119,27 +107,18 @@ class IKL(DKL):
 class GKL(IKL):
     """CE(f(x), y) + GKL(f(x), f(x')): w = S[y]^gamma, and the wMSE is normalised by the batch's total weight.
 
-    The attack is IKL's (gamma = 1).
-
-    Args:
-        gamma: exponent of the class prior, at least 0: 0.4 on CIFAR-100, 0.2 on CIFAR-10; 1 is IKL, 0 a plain MSE.
-        num_classes, alpha, beta, temperature, attack_beta, label_smoothing: as IKL's; the temperature is 1.
+    The attack is IKL's (gamma = 1). At gamma = 0 the wMSE is a plain MSE.
     """
 
+    parameters = (
+        ALPHA,
+        BETA,
+        Parameter("gamma", 0.4, "exponent of the class prior: 0.4 on CIFAR-100, 0.2 on CIFAR-10 (Cui et al. 2025)"),
+        Parameter("temperature", 1.0, "of the class prior: 1 (Cui et al. 2025)", above=0.0),
+        IKL.parameters[-1],
+    )
+    tag = "gkl-a{alpha:g}b{beta:g}g{gamma:g}t{temperature:g}"
     source = "Cui et al., Generalized Kullback-Leibler Divergence Loss, 2025"
-
-    def __init__(
-        self,
-        num_classes: int,
-        alpha: float,
-        beta: float,
-        gamma: float,
-        temperature: float,
-        attack_beta: float = 1.0,
-        label_smoothing: float = 0.0,
-    ):
-        super().__init__(num_classes, alpha, beta, temperature, attack_beta, label_smoothing)
-        self.gamma = gamma
 
     def wmse(self, nat_logits: Tensor, adv_logits: Tensor, y: Tensor) -> Tensor:
         w = self.prior[y] ** self.gamma

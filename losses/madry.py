@@ -11,6 +11,7 @@ from losses.base import Objective
 class AT(Objective):
     """CE(f(x'), y), eq. (2.1) of the paper; the attack starts at a uniform draw from the epsilon-ball."""
 
+    tag = "at"
     passes = ("adv",)
     start = "uniform"
     source = "Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, ICLR 2018"

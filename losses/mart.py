@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from losses.base import Objective
+from losses.base import Objective, Parameter
 
 # The published program's constants: they keep the logarithms finite and the weights of the KL above 0.
 SMALL = 1e-12
@@ -14,19 +14,15 @@ MARGIN_ONE, WEIGHT_ONE = 1.0001, 1.0000001
 
 
 class MART(Objective):
-    """CE(f(x'), y) - log(1 - max_{k != y} p_k(x')) + beta * KL(p(x) || p(x')) (1 - p_y(x)).
+    """CE(f(x'), y) - log(1 - max_{k != y} p_k(x')) + beta * KL(p(x) || p(x')) (1 - p_y(x))."""
 
-    Args:
-        beta: weight of the KL term, at least 0 (the paper's lambda): 6 for WideResNets, 5 for ResNet-18.
-        label_smoothing: of the cross-entropy, in [0, 1).
-    """
+    parameters = (
+        Parameter("beta", 6.0, "weight of the KL term (the paper's lambda): 6 for WideResNets, 5 for ResNet-18"),
+    )
+    tag = "mart{beta:g}"
 
     passes = ("nat", "adv")
     source = "Wang et al., Improving Adversarial Robustness Requires Revisiting Misclassified Examples, ICLR 2020"
-
-    def __init__(self, beta: float, label_smoothing: float = 0.0):
-        super().__init__(label_smoothing)
-        self.beta = beta
 
     def inner(self, adv_logits: Tensor, nat_logits: None, y: Tensor) -> Tensor:
         return F.cross_entropy(adv_logits, y, reduction="none")

@@ -10,6 +10,7 @@ from losses.base import Objective
 class Natural(Objective):
     """CE(f(x), y)."""
 
+    tag = "natural"
     passes = ("nat",)
     source = "empirical risk minimisation, no attack"
 

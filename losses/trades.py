@@ -4,16 +4,14 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from losses.base import Objective, kl_per_image
+from losses.base import Objective, Parameter, kl_per_image
 
 
 class TRADES(Objective):
-    """CE(f(x), y) + beta * KL(p(x) || p(x')), eq. (5) of the paper.
+    """CE(f(x), y) + beta * KL(p(x) || p(x')), eq. (5) of the paper."""
 
-    Args:
-        beta: weight of the robust term, at least 0 (1/lambda in the paper).
-        label_smoothing: of the cross-entropy, in [0, 1).
-    """
+    parameters = (Parameter("beta", 6.0, "weight of the KL term (1 / lambda in the paper): 6 is TRADES6"),)
+    tag = "trades{beta:g}"
 
     # The published program computes f(x) a second time for the KL; its logits are those of the first pass, so here
     # the second pass only moves the BatchNorm statistics.
@@ -21,10 +19,6 @@ class TRADES(Objective):
     awp_passes = ("adv", "nat")  # as TRADES-AWP's program makes them
     inner_uses_clean = True
     source = "Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, ICML 2019"
-
-    def __init__(self, beta: float, label_smoothing: float = 0.0):
-        super().__init__(label_smoothing)
-        self.beta = beta
 
     def inner(self, adv_logits: Tensor, nat_logits: Tensor, y: Tensor) -> Tensor:
         return kl_per_image(nat_logits, adv_logits)

@@ -8,6 +8,7 @@ from models.resnet import PreActResNet18, ResNet18
 from models.wideresnet import WideResNet
 from utils.errors import UserError
 
+MOST_DEPTH, MOST_WIDTH, MOST_CLASSES = 1000, 64, 100_000  # beyond any published network
 RESNETS = {
     "resnet18": ResNet18,
     "resnet18-guide": lambda num_classes: ResNet18(num_classes, strides=(1, 1, 2, 2)),
@@ -21,21 +22,21 @@ def create_model(name: str, num_classes: int) -> nn.Module:
     Args:
         name: ``wrn-D-K`` with D = 6n + 4 (10, 16, 22, 28, 34, ...) and K >= 1, ``resnet18``, ``resnet18-guide``
             (LBGAT's guide: strides 1, 1, 2, 2) or ``preactresnet18``.
-        num_classes: number of logits C, at least 2.
+        num_classes: number of logits C, 2 to 100,000.
 
     Raises:
-        UserError: the name is none of these, or num_classes is below 2.
+        UserError: the name is none of these, or a size is out of range.
     """
-    if num_classes < 2:
-        raise UserError(f"a classifier needs at least 2 classes, not {num_classes}")
+    if not 2 <= num_classes <= MOST_CLASSES:
+        raise UserError(f"a classifier needs at least 2 classes and at most {MOST_CLASSES}, not {num_classes}")
     if name in RESNETS:
         return RESNETS[name](num_classes)
-    match = re.fullmatch(r"wrn-(\d+)-(\d+)", name)
-    if match:
-        depth, widen_factor = map(int, match.groups())
-        if depth >= 10 and depth % 6 == 4 and widen_factor >= 1:
+    if re.fullmatch(r"wrn-[0-9]+-[0-9]+", name):
+        depth, widen_factor = (int(part) if len(part) <= 4 else MOST_DEPTH + 1 for part in name.split("-")[1:])
+        if 10 <= depth <= MOST_DEPTH and depth % 6 == 4 and 1 <= widen_factor <= MOST_WIDTH:
             return WideResNet(depth, widen_factor, num_classes)
         raise UserError(
-            f"model {name!r}: a WideResNet's depth is 10, 16, 22, 28, 34, ... (6n+4) and its width at least 1"
+            f"model {name[:40]!r}: a WideResNet's depth is 10, 16, 22, 28, 34, ... (6n+4) and its width at least 1, "
+            f"at most {MOST_DEPTH} and {MOST_WIDTH}"
         )
-    raise UserError(f"unknown model {name!r}: choose wrn-DEPTH-WIDTH (such as wrn-34-10), {', '.join(RESNETS)}")
+    raise UserError(f"unknown model {name[:40]!r}: choose wrn-DEPTH-WIDTH (such as wrn-34-10), {', '.join(RESNETS)}")

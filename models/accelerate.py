@@ -1,4 +1,4 @@
-"""What makes a step fast without changing its result, and the forward passes that come of it."""
+"""Fast forward passes of a network, in training and under attack, with unchanged results."""
 
 import warnings
 from collections.abc import Callable
@@ -16,7 +16,7 @@ DYNAMIC = -1  # as ``compile_batch_size``
 
 @dataclass(frozen=True)
 class AccelerationConfig:
-    """Which optimizations a step uses; each leaves the mathematics as it is.
+    """Which optimizations the forward passes use; each leaves the mathematics as it is.
 
     Attributes:
         channels_last: weights and images in NHWC memory order.
@@ -78,9 +78,13 @@ class AcceleratedModel:
                 self.run_eagerly(error)
 
     def refresh(self) -> None:
-        """The weights have changed since the last attack."""
+        """Fold the present weights; call it whenever they have changed."""
         if self._folded is not None:
             self._folded.refresh()
+
+    def in_memory_order(self, images: Tensor) -> Tensor:
+        """The images (B, C, H, W) in the memory order of the weights."""
+        return images.contiguous(memory_format=torch.channels_last) if self.acceleration.channels_last else images
 
     def train_logits(self, images: Tensor) -> Tensor:
         """Logits (B, C) in the model's present mode, differentiable in the weights."""
@@ -103,20 +107,20 @@ class AcceleratedModel:
         """Drop what was compiled, because of an error in it."""
         self._train_forward, self._attack_forward = self.model, self._folded or self.model
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        warn_once(f"torch.compile failed ({reason}): going on without it")
+        warn_once(f"torch.compile failed ({reason}): falling back to eager mode")
 
     def _run(self, forward: Callable[[Tensor], Tensor], eager: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         if self.acceleration.compile_batch_size not in (len(images), DYNAMIC):
             forward = eager
         with self.autocast():
             logits = forward(images)
-        # Mixed precision hands back bfloat16; the losses deserve float32.
+        # Mixed precision returns bfloat16; compute the losses in float32.
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
 @cache
 def warn_once(message: str) -> None:
-    """A warning for the first of several networks; Python's own filter forgets whenever a library changes filters."""
+    """Warn once, also where several networks have the same cause; Python's own filter is reset by some libraries."""
     warnings.warn(message, stacklevel=3)
 
 

@@ -74,12 +74,20 @@ def student_state(content: Any, path: str | Path) -> dict[str, Tensor]:
 
 
 def load_strictly(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
-    """Fill the model; every name and shape must fit.
+    """Fill the model; every name, shape and kind of number must fit. Half precision becomes the model's.
 
     Raises:
         UserError: with the left-over and missing names, or the shapes that differ.
     """
+    check_fits(model, state, path)
+    model.load_state_dict(state)
+
+
+def check_fits(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
+    """Raises: UserError: as ``load_strictly``; the model may be on the meta device, where it takes no memory."""
     expected = model.state_dict()
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise UserError(f"{path} is damaged: a part of it is not a state dict (names and tensors); copy it again")
     missing, left_over = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or left_over:
         raise UserError(
@@ -93,7 +101,16 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], path: str | Path) 
     ]
     if wrong:
         raise UserError(f"{path} is of another width or class count: {_enumerate(wrong)}")
-    model.load_state_dict(state)
+    odd = [
+        f"{name} {str(state[name].dtype).removeprefix('torch.')} {str(state[name].layout).removeprefix('torch.')}"
+        for name in expected
+        if state[name].layout != torch.strided
+        or state[name].is_quantized
+        or state[name].is_complex()
+        or state[name].is_floating_point() != expected[name].is_floating_point()
+    ]
+    if odd:
+        raise UserError(f"{path} holds tensors that are no plain weights: {_enumerate(odd)}; save its state_dict again")
 
 
 def _enumerate(names: list[str], most: int = 8) -> str:
@@ -114,7 +131,7 @@ def infer_architecture(state: dict[str, Tensor]) -> tuple[str | None, int | None
             break
     else:
         return None, None
-    blocks = {int(m[1]) for name in state if (m := re.match(r"block1\.layer\.(\d+)\.", name))}
+    blocks = {int(m[1]) for name in state if (m := re.match(r"block1\.layer\.([0-9]{1,3})\.", name))}
     if blocks and state.get("bn1.weight", torch.empty(())).dim() == 1:
         return f"wrn-{6 * len(blocks) + 4}-{state['bn1.weight'].shape[0] // 64}", num_classes
     return ("preactresnet18" if "bn.weight" in state else None), num_classes

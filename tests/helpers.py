@@ -11,8 +11,10 @@ from torch import nn
 
 from datasets import load_dataset
 from datasets.loader import to_device, to_float
+from engine.config import TrainConfig
 from evaluation.attack_loop import attack_chunk
 from evaluation.autoattack.suite import STANDARD, Suite
+from losses import METHODS, create_objective
 from models import create_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -124,3 +126,33 @@ def verdicts(n, num_classes, seed=0):
     clean = np.where(random.random(n) < 0.7, labels, (labels + 1) % num_classes)
     attacked = random.choice(["", *STANDARD], n, p=[0.4, 0.3, 0.2, 0.1, 0])
     return labels, clean, np.where(clean == labels, attacked, "clean").astype("U16")
+
+
+def objective(method, num_classes=0, label_smoothing=0.0, **values):
+    """The objective of a method, given more values than it may have parameters."""
+    own = {p.name for p in METHODS[method].parameters}
+    return create_objective(method, num_classes, label_smoothing, **{k: v for k, v in values.items() if k in own})
+
+
+def innermost(step):
+    """The step within its wrappers."""
+    return innermost(vars(step)["step"]) if "step" in vars(step) else step
+
+
+def run_step(step, views, y, starts):
+    """One batch of a training step, the attack on each view from a given start; returns the terms."""
+    innermost(step).draw_starts = lambda views, generator: list(starts) if "adv" in step.objective.passes else []
+    return step(views, y)
+
+
+TINY_RUN = {
+    "dataset": "digits", "student": "wrn-10-1", "guide": "wrn-10-1", "limit_train": 40, "batch_size": 16,
+    "num_steps": 2, "epochs": 3, "eval_size": 12, "val_size": 40, "save_freq": 2, "device": "cpu", "mark": "run",
+    "step_size": 0.02, "decay_epochs": (3,), "seed": 2,
+}  # fmt: skip
+
+
+def tiny_run(folder, **changes):
+    """The configuration of a training run of seconds in a folder: three epochs of three steps."""
+    paths = {"log_dir": str(folder / "Logs"), "checkpoint_dir": str(folder / "checkpoints")}
+    return TrainConfig.create(**{**TINY_RUN, **paths, **changes})

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from attacks.pgd import GAUSSIAN_START, AttackSpec
-from engine.steps.standard import TrainStep, View
-from losses import create_objective
+from engine.steps import create_step
 from models import create_model
-from tests.helpers import GOLDEN, tiny_net
+from tests.helpers import GOLDEN, objective, run_step, tiny_net
 
 TOLERANCE = 1e-9
 ATTACK = AttackSpec(epsilon=0.031, step_size=0.007, num_steps=10)
@@ -36,12 +35,12 @@ def test_training_steps(case):
     guide = tiny_net(guide_state) if guide_state else None
     parameters = [p for net in (student, guide) if net for p in net.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=2e-4)
-    step = TrainStep(student, guide, create_objective(method, beta=beta), optimizer, ATTACK)
+    step = create_step(student, guide, objective(method, beta=beta), optimizer, ATTACK)
     x, y, noise = (GOLDEN.get(case, key) for key in ("x", "y", "noise"))
     assert len(x) == GOLDEN.steps
     for i in range(GOLDEN.steps):
-        x_adv, terms = step(x[i], y[i], x[i] + GAUSSIAN_START * noise[i])
-        close(x_adv, GOLDEN.get(case, "x_adv")[i])
+        terms = run_step(step, [x[i]], y[i], [x[i] + GAUSSIAN_START * noise[i]])
+        close(step.x_adv[0], GOLDEN.get(case, "x_adv")[i])
         close(sum(terms.values()), GOLDEN.get(case, "loss")[i])
     for which, net in (("student", student), ("guide", guide)):
         expected = GOLDEN.state(case, f"{which}{GOLDEN.steps}")
@@ -62,9 +61,9 @@ def test_dkl(case):
     gamma = 1.0 if gamma is None else float(f"{gamma[0]}.{gamma[1:] or 0}")
     nat, adv = (GOLDEN.get("dkl", key).clone().requires_grad_() for key in ("logits_nat", "logits_adv"))
     parameters = {"alpha": float(alpha), "beta": float(beta), "gamma": gamma, "temperature": 1.0}
-    objective = create_objective(method, num_classes=nat.shape[1], **parameters).double()
-    objective.prior.copy_(GOLDEN.get("dkl", "class_prior"))
-    terms = objective.outer({"nat": nat, "adv": adv}, GOLDEN.get("dkl", "y"))
+    dkl = objective(method, nat.shape[1], **parameters).double()
+    dkl.prior.copy_(GOLDEN.get("dkl", "class_prior"))
+    terms = dkl.outer({"nat": nat, "adv": adv}, GOLDEN.get("dkl", "y"))
     loss = sum(terms.values()) - terms["ce"]  # the file has DKL alone
     close(loss.detach(), GOLDEN.get("dkl", case, "loss"))
     for gradient, name in zip(torch.autograd.grad(loss, (nat, adv)), ("grad_nat", "grad_adv"), strict=True):
@@ -76,9 +75,9 @@ def test_awp_step(method, gamma):
     case = f"awp_{method}"
     student = tiny_net(GOLDEN.state(case, "student0"))
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    step = TrainStep(student, None, create_objective(method, beta=6.0), optimizer, ATTACK, awp_gamma=gamma)
-    views = [View(GOLDEN.get(case, "x"), None, x_adv=GOLDEN.get(case, "x_adv"))]
-    y = GOLDEN.get(case, "y")
+    step = create_step(student, None, objective(method, beta=6.0), optimizer, ATTACK, awp_gamma=gamma)
+    views, y = [GOLDEN.get(case, "x")], GOLDEN.get(case, "y")
+    step.x_adv = [GOLDEN.get(case, "x_adv")]
     direction, expected = step.awp_direction(views, y, [{}]), GOLDEN.state(case, "direction")
     assert set(direction) == set(expected)
     for name in expected:

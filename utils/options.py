@@ -2,36 +2,39 @@
 
 import argparse
 import dataclasses
+import math
 import re
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Any
 
 from utils.errors import UserError
 
 NORMS = ("linf", "l2")
-
-
 PRECISIONS = ("fp32", "tf32", "bf16")
-
-
 COMPILE = ("auto", "on", "off")
+GROUPS = ("data", "method", "attack", "optimisation", "averaging", "evaluation", "output", "run")  # of --help
+NUMBER = r"\s*(\d{1,20}\.?\d{0,20}|\.\d{1,20})(e[+-]?\d{1,3})?\s*"
 
 
-def parse_epsilon(text: str | float, what: str = "epsilon") -> float:
-    """``0.031``, ``8/255`` or the published spelling ``8.0`` of 8/255 -> a radius in [0, 1].
+def parse_epsilon(text: str | float, what: str = "epsilon", norm: str = "linf") -> float:
+    """Read a radius: ``0.031``, ``8/255``, or in l-inf the published spelling ``8.0`` of 8/255.
 
     Raises:
-        UserError: not a number, negative, or above 1.
+        UserError: not a number, negative, or in l-inf above 1.
     """
-    try:
-        value = float(Fraction(str(text).replace(" ", "")))
-    except (ValueError, ZeroDivisionError, OverflowError) as error:
-        raise UserError(f"{what} {text!r} is not a number: write 0.031 or 8/255") from error
-    if value == 8:
+    numerator, slash, denominator = str(text).partition("/")
+    if not all(re.fullmatch(NUMBER, part, re.IGNORECASE | re.ASCII) for part in (numerator, denominator or "1")):
+        raise UserError(f"{what} {str(text)[:40]!r} is not a number of 0 or more: write 0.031 or 8/255")
+    if slash and not (denominator and float(denominator)):
+        raise UserError(f"{what} {str(text)[:40]!r} is not a fraction: write 8/255")
+    value = float(numerator) / (float(denominator) if slash else 1.0)
+    if not math.isfinite(value):
+        raise UserError(f"{what} {text} is too large: write 0.031 or 8/255")
+    if norm == "linf" and value == 8:
         return 8 / 255
-    if not 0 <= value <= 1:
-        raise UserError(f"{what} {text} is outside [0, 1], the range of a pixel: write 0.031 or 8/255")
+    if norm == "linf" and value > 1:
+        as_pixels = f", or {value:g}/255 for {value:g} of 255 levels" if value == int(value) < 256 else ""
+        raise UserError(f"{what} {text} is above 1, the range of a pixel: write 0.031 or 8/255{as_pixels}")
     return value
 
 
@@ -42,9 +45,13 @@ def format_epsilon(epsilon: float) -> str:
     return f"{pixels}/255" if float(decimal) != epsilon and pixels / 255 == epsilon else decimal
 
 
-def option(default: Any, help: str, **metadata: Any) -> Any:
-    """A dataclass field with what the command line needs: help, and optionally parse, choices, aliases."""
-    return field(default=default, metadata={"help": help, **metadata})
+def option(default: Any, help: str, group: str = "run", **metadata: Any) -> Any:
+    """Declare a field that becomes a flag, listed in a group of ``--help``.
+
+    Args:
+        metadata: optionally parse, choices, aliases, nargs, metavar of the flag, and its range: at_least, above, below.
+    """
+    return field(default=default, metadata={"help": help, "group": group, **metadata})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,19 +60,21 @@ class CommonConfig:
 
     dataset: str
     student: str
-    data_dir: str = option("data", "folder of the data files: NAME.npz, or torchvision's download")
-    norm: str = option("linf", "norm of the epsilon-ball", choices=NORMS)
-    epsilon: float = option(0.031, "radius of the ball in [0, 1]; 8/255 is read as such", parse=parse_epsilon)
+    data_dir: str = option("data", "folder of the data files: NAME.npz, or torchvision's download", "data")
+    norm: str = option("linf", "norm of the epsilon-ball", "attack", choices=NORMS)
+    epsilon: float = option(
+        0.031, "radius of the ball: in l-inf in [0, 1], 8/255 is read as such; in l2 any", "attack", parse=str
+    )
     device: str = option("auto", "auto, cpu, cuda or cuda:N; auto takes a GPU where there is one")
-    seed: int = option(1, "of everything random; the same seed gives the same result")
+    seed: int = option(1, "seed of all random numbers: the same seed gives the same result")
     mark: str = option("", "name of the run and of its folders; made from the settings if empty", aliases=("-mark",))
     log_dir: str = option("Logs", "logs go to LOG_DIR/MARK")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "epsilon", parse_epsilon(self.epsilon))
         require(self.norm in NORMS, f"--norm {self.norm}: choose {' or '.join(NORMS)}")
+        object.__setattr__(self, "epsilon", parse_epsilon(self.epsilon, norm=self.norm))
         require(
-            re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
+            re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", self.device) is not None,
             f"--device {self.device}: choose auto, cpu, cuda or cuda:N",
         )
         require(0 <= self.seed < 2**63, f"--seed {self.seed} must be a non-negative integer")
@@ -84,48 +93,52 @@ def require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Bad usage is one sentence, like every other error."""
+class Parser(argparse.ArgumentParser):
+    """A command line made of a configuration: one flag per field, in the groups of the fields.
+
+    Underscores become dashes; default and type are the field's. Bad usage is one sentence, like every other error.
+
+    Args:
+        legacy: further flags, kept from the published programs, with the arguments of ``add_argument``.
+    """
+
+    def __init__(self, description: str, config: type[CommonConfig], legacy: dict[str, dict], epilog: str = ""):
+        super().__init__(
+            usage="%(prog)s [options]",
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            argument_default=argparse.SUPPRESS,
+        )
+        fields = {f.name: f for f in dataclasses.fields(config) if "help" in f.metadata}
+        names = dict.fromkeys(sorted((f.metadata["group"] for f in fields.values()), key=GROUPS.index))
+        self.groups = {name: self.add_argument_group(name) for name in names}
+        for f in fields.values():
+            self._add_field(f)
+        group = self.add_argument_group("flags of the published programs, kept as aliases")
+        for name, kwargs in legacy.items():
+            group.add_argument(name, **kwargs)
+
+    def _add_field(self, f: dataclasses.Field) -> None:
+        shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
+        self.groups[f.metadata["group"]].add_argument(
+            flag(f.name),
+            *f.metadata.get("aliases", ()),
+            dest=f.name,
+            type=f.metadata.get("parse", str if "nargs" in f.metadata else type(f.default)),
+            choices=f.metadata.get("choices"),
+            nargs=f.metadata.get("nargs"),
+            metavar=None if "choices" in f.metadata else f.metadata.get("metavar", f.name.upper()),
+            help=f"{f.metadata['help']} (default: {shown if shown != '' else 'none'})".replace("%", "%%"),
+        )
 
     def error(self, message: str) -> None:
         raise UserError(f"{message}; {self.prog} --help lists the flags")
 
 
-def add_options(parser: argparse.ArgumentParser, config: type[CommonConfig]) -> None:
-    """One flag per field of the dataclass: underscores become dashes, the default and the type are the field's."""
-    for f in dataclasses.fields(config):
-        default = f.default
-        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-        parser.add_argument(
-            flag(f.name),
-            *f.metadata.get("aliases", ()),
-            dest=f.name,
-            type=f.metadata.get("parse", str if "nargs" in f.metadata else type(default)),
-            choices=f.metadata.get("choices"),
-            default=argparse.SUPPRESS,
-            nargs=f.metadata.get("nargs"),
-            metavar=None if "choices" in f.metadata else f.metadata.get("metavar", f.name.upper()),
-            help=f"{f.metadata['help']} (default: {shown if shown != '' else 'none'})",
-        )
-
-
-def _parser(
-    description: str, config: type[CommonConfig], legacy: dict[str, dict], epilog: str = ""
-) -> argparse.ArgumentParser:
-    parser = _Parser(
-        description=description,
-        epilog=epilog,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_options(parser, config)
-    group = parser.add_argument_group("flags of the published programs, kept as aliases")
-    for name, kwargs in legacy.items():
-        group.add_argument(name, default=argparse.SUPPRESS, **kwargs)
-    return parser
-
-
-def _apply_num_classes(values: dict[str, Any]) -> None:
+def apply_num_classes(values: dict[str, Any]) -> None:
+    """Turn the published flag -num_classes into a data set."""
     num_classes = values.pop("num_classes", None)
     if num_classes is None:
         return

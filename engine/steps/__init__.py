@@ -1,0 +1,93 @@
+"""Training steps: what one batch does to the networks, and the wrappers that make any step fast.
+
+A step is called with one batch and knows nothing of epochs, files and flags. To add one, write a file with a class of
+this contract and name it in ``STEPS``; a method chooses it by ``Objective.step``.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from attacks.pgd import AttackSpec
+from engine.steps.cuda_graph import EagerFallback, GraphedStep
+from engine.steps.standard import StandardStep
+from losses.base import Objective
+from models.accelerate import AcceleratedModel, AccelerationConfig
+
+
+class Step(Protocol):
+    """What the training loop needs of a step.
+
+    Attributes:
+        student, guide: the networks that it trains; guide is None where the method has none.
+        updates_per_batch: optimizer steps a batch; schedules that count updates need it.
+        capturable: whether everything up to the gradients may become a CUDA graph as things are: fixed work, no wait
+            for the device, random numbers drawn before it.
+    """
+
+    student: AcceleratedModel
+    guide: AcceleratedModel | None
+    updates_per_batch: int
+    capturable: bool
+
+    def set_epoch(self, attack: AttackSpec, awp_gamma: float) -> None:
+        """Set the inner maximisation and the size of the weight perturbation, from now on."""
+
+    def __call__(
+        self, views: Sequence[Tensor], y: Tensor, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Train on one batch.
+
+        Args:
+            views: clean images (B, 3, H, W) in [0, 1], the same ones in one or several views.
+            y: labels (B,).
+            generator: of all random numbers of the step.
+
+        Returns:
+            The detached terms, whose sum is the loss; those of a second view end in ``_view2``.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the step carries from batch to batch: tensors by name, for the checkpoint."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a ``state_dict``."""
+
+
+STEPS: dict[str, Callable[..., Step]] = {"standard": StandardStep}
+
+
+def create_step(
+    student: nn.Module,
+    guide: nn.Module | None,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    attack: AttackSpec,
+    *,
+    awp_gamma: float = 0.0,
+    view_weights: Sequence[float] = (1.0,),
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    acceleration: AccelerationConfig = AccelerationConfig(),  # noqa: B008 (frozen)
+) -> Step:
+    """The step that the objective asks for, made fast.
+
+    Args:
+        student: the network to make robust; guide: the natural classifier, or None where the method has no guide pass.
+        optimizer: one optimizer over student and guide.
+        attack: the inner maximisation of the first epoch.
+        awp_gamma: size of the adversarial weight perturbation, above 0 also in a run that begins without it.
+        view_weights: weights of the losses of the views.
+        autocast: makes the context in which forward passes run (mixed precision); losses are computed in float32.
+        acceleration: how the forward passes run; each choice leaves the mathematics as it is.
+    """
+    torch.backends.cudnn.benchmark = True  # the shapes stay the same: let cuDNN time its algorithms once
+    networks = [AcceleratedModel(net, acceleration, autocast) if net is not None else None for net in (student, guide)]
+    step = STEPS[objective.step](*networks, objective, optimizer, attack, awp_gamma, view_weights)
+    if acceleration.compile_batch_size:
+        step = EagerFallback(step)
+    if acceleration.cuda_graphs:
+        step = GraphedStep(step, acceleration.compile_batch_size)
+    return step

@@ -1,11 +1,102 @@
-"""A function of tensors as a CUDA graph: its kernels no longer wait for Python."""
+"""Wrappers around any step: its first compiled batch with a way back to eager, and its work as one CUDA graph."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from models.accelerate import warn_once
+
 Outputs = dict[str, Tensor]
+
+
+class EagerFallback:
+    """A step whose forward passes are compiled. Where the first compiled batch fails, it is repeated eagerly, from the
+    same statistics and random numbers, and all later batches run eagerly too. Everything else is the wrapped step's.
+
+    Args:
+        step: it must not change weights before everything of a batch that is compiled has run.
+    """
+
+    def __init__(self, step: Any):
+        self.step, self._proven = step, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.step, name)
+
+    def __call__(self, views: Sequence[Tensor], y: Tensor, generator: torch.Generator | None = None) -> Outputs:
+        networks = [net for net in (self.step.student, self.step.guide) if net is not None]
+        if self._proven or len(y) != networks[0].acceleration.compile_batch_size:
+            return self.step(views, y, generator)
+        self._proven = True
+        buffers = [(b, b.clone()) for net in networks for b in net.model.buffers()]
+        random = None if generator is None else generator.get_state()
+        try:
+            return self.step(views, y, generator)
+        except Exception as error:  # whatever the compiler raises
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+            if random is not None:
+                generator.set_state(random)
+            for net in networks:
+                net.run_eagerly(error)
+            return self.step(views, y, generator)
+
+
+class GraphedStep:
+    """A step whose work up to the gradients, attack included, is replayed as one CUDA graph.
+
+    Other batch sizes, and a step that is not ``capturable``, run as they are. The graph is captured anew when the
+    attack changes. Everything else is the wrapped step's.
+
+    Args:
+        batch_size: of the batches that are replayed.
+    """
+
+    def __init__(self, step: Any, batch_size: int):
+        self.step, self.batch_size = step, batch_size
+        self._warm = False  # a first batch compiles, tunes and allocates
+        self._key: object = None
+        self._graph: Graphed | None = None
+        self._gradients: list[Tensor | None] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.step, name)
+
+    def __call__(self, views: Sequence[Tensor], y: Tensor, generator: torch.Generator | None = None) -> Outputs:
+        if len(y) != self.batch_size or not self.step.capturable or not self._warm:
+            self._warm = self._warm or len(y) == self.batch_size
+            return self.step(views, y, generator)
+        views = [self.step.student.in_memory_order(x) for x in views]
+        starts = self.step.draw_starts(views, generator)
+        if self._key != (self.step.attack, len(views)):
+            self._key, self._graph = (self.step.attack, len(views)), None  # before the new one takes memory
+            self._capture(y, views, starts)
+        if self._graph is None:
+            terms = self.step.up_to_gradients(y, views, starts)
+        else:
+            terms = self._graph(y, *views, *starts)
+            for parameter, gradient in zip(self._parameters(), self._gradients, strict=True):
+                parameter.grad = gradient  # an eager step in between has put its own there
+        self.step.optimizer.step()
+        return terms
+
+    def _capture(self, y: Tensor, views: Sequence[Tensor], starts: Sequence[Tensor]) -> None:
+        def work(y: Tensor, *images: Tensor) -> Outputs:
+            terms = self.step.up_to_gradients(y, images[: len(views)], images[len(views) :])
+            self._gradients = [parameter.grad for parameter in self._parameters()]
+            return terms
+
+        self.step.optimizer.zero_grad(set_to_none=True)
+        try:
+            self._graph = Graphed(work, [y, *views, *starts])
+        except RuntimeError as error:
+            warn_once(f"no CUDA graph ({next(iter(str(error).splitlines()), '')}): falling back to separate kernels")
+
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self.step.optimizer.param_groups for parameter in group["params"]]
 
 
 class Graphed:

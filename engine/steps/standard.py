@@ -1,224 +1,150 @@
-"""One training step: attack the student, run the method's forward passes in order, minimise the sum of its terms."""
+"""The standard step: attack the student, run the method's forward passes in order, minimise the sum of its terms."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attacks.awp import directions, perturbed, perturbed_weights, statistics_kept
-from attacks.pgd import AttackSpec, frozen, perturb
-from engine.steps.cuda_graph import Graphed
+from attacks.pgd import AttackSpec, frozen, perturb, starting_point
 from losses.base import Objective
-from models.accelerate import AcceleratedModel, AccelerationConfig, warn_once
+from models.accelerate import AcceleratedModel
 
-Result = tuple[Tensor | None, dict[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class View:
-    """One view of a batch of images.
-
-    Attributes:
-        x: images (B, 3, H, W) in [0, 1].
-        start: where the attack starts, like x; ignored by a method without an attack.
-        weight: of its loss.
-        x_adv: x' like x, once it is known.
-    """
-
-    x: Tensor
-    start: Tensor | None
-    weight: float = 1.0
-    x_adv: Tensor | None = None
+Logits = dict[str, Tensor]  # by forward pass
 
 
-class TrainStep:
-    """The step that training, benchmarks and the faithfulness tests share.
+class StandardStep:
+    """One attack and one optimizer step a batch; see ``engine.steps.Step`` for the contract.
 
     Args:
         student: the network to make robust; guide: the natural classifier, or None where the method has no guide pass.
         objective: the method.
         optimizer: one optimizer over student and guide.
         attack: the inner maximisation.
-        autocast: makes the context in which forward passes run (mixed precision); losses are computed in float32.
-        acceleration: optimizations that leave the mathematics as it is.
-        awp_gamma: size of the adversarial weight perturbation of the student; 0 is none. The guide is not perturbed.
+        awp_gamma: size of the adversarial weight perturbation of the student; 0 is none. The guide is not perturbed. A
+            run with weight perturbation starts with it above 0: its forward passes are ``objective.awp_passes`` even
+            in the epochs before the perturbation sets in.
+        view_weights: weights of the losses of the views.
 
-    ``attack`` and ``awp_gamma`` may be set anew between steps. A run with weight perturbation starts with ``awp_gamma``
-    above 0: its forward passes are ``objective.awp_passes`` even in the epochs before the perturbation sets in.
-    ``networks`` are those that run eagerly once compilation has failed; others, such as an average, may be added.
+    Attributes:
+        x_adv: x' of each view of the latest batch; empty without an attack.
     """
+
+    updates_per_batch = 1
 
     def __init__(
         self,
-        student: nn.Module,
-        guide: nn.Module | None,
+        student: AcceleratedModel,
+        guide: AcceleratedModel | None,
         objective: Objective,
         optimizer: torch.optim.Optimizer,
         attack: AttackSpec,
-        autocast: Callable[[], AbstractContextManager] = nullcontext,
-        acceleration: AccelerationConfig = AccelerationConfig(),  # noqa: B008 (frozen)
         awp_gamma: float = 0.0,
+        view_weights: Sequence[float] = (1.0,),
     ):
-        self.objective, self.optimizer, self.attack, self.acceleration = objective, optimizer, attack, acceleration
-        self.student = AcceleratedModel(student, acceleration, autocast)
-        self.guide = AcceleratedModel(guide, acceleration, autocast) if guide is not None else None
-        self.networks = [net for net in (self.student, self.guide) if net is not None]
-        self.awp_gamma = awp_gamma
+        self.student, self.guide, self.objective, self.optimizer = student, guide, objective, optimizer
+        self.attack, self.awp_gamma, self.view_weights = attack, awp_gamma, view_weights
         self.passes = (awp_gamma > 0 and objective.awp_passes) or objective.passes
-        torch.backends.cudnn.benchmark = True  # the shapes stay the same: let cuDNN time its algorithms once
-        self._unproven = bool(acceleration.compile_batch_size)
-        self._graph: Graphed | None = None
-        self._graph_is_of: object = None
-        self._gradients: list[Tensor | None] = []
+        self.x_adv: list[Tensor] = []
 
-    def __call__(self, x: Tensor, y: Tensor, start: Tensor | None, second: View | None = None) -> Result:
-        """Train on one batch.
+    @property
+    def capturable(self) -> bool:
+        return not self.awp_gamma  # the optimizer steps at the perturbed weights
 
-        Args:
-            x: clean images (B, 3, H, W) in [0, 1]; y: labels (B,).
-            start: where the attack starts, like x; ignored by a method without an attack.
-            second: another view of the same images; its loss, times its weight, is added.
+    def set_epoch(self, attack: AttackSpec, awp_gamma: float) -> None:
+        self.attack, self.awp_gamma = attack, awp_gamma
 
-        Returns:
-            x' (None without an attack) and the detached terms, whose sum is the loss.
-        """
-        views = [View(x, start)] + ([second] if second is not None else [])
-        if self.acceleration.channels_last:
-            views = [replace(view, x=view.x.contiguous(memory_format=torch.channels_last)) for view in views]
-        if len(x) == self.acceleration.compile_batch_size:
-            if self._unproven:
-                return self._first_compiled(views, y)
-            if self.acceleration.cuda_graphs and not self.awp_gamma:
-                return self._replay(views, y)
-        return self._run(views, y)
+    def __call__(
+        self, views: Sequence[Tensor], y: Tensor, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        views = [self.student.in_memory_order(x) for x in views]
+        self.x_adv = self.adversarial(views, y, self.draw_starts(views, generator))
+        return self.update(views, y)
 
-    def _run(self, views: list[View], y: Tensor) -> Result:
-        views = self._attacked(views, y)
-        return views[0].x_adv, self.update(views, y)
-
-    def _attacked(self, views: list[View], y: Tensor) -> list[View]:
-        if "adv" not in self.objective.passes:
-            return views
-        return [replace(view, x_adv=self.adversarial(view.x, y, view.start)) for view in views]
-
-    def _replay(self, views: list[View], y: Tensor) -> Result:
-        """``_run`` with everything up to the gradients in one CUDA graph, captured anew when the attack changes."""
-        images = [tensor for view in views for tensor in (view.x, view.start) if tensor is not None]
-        if self._graph_is_of != (self.attack, len(images)):
-            self._graph_is_of, self._graph = (self.attack, len(images)), None  # before the new one takes memory
-            try:
-                self._capture(views, y, images)
-            except RuntimeError as error:
-                warn_once(f"no CUDA graph ({next(iter(str(error).splitlines()), '')}): going on without it")
-                self.acceleration = replace(self.acceleration, cuda_graphs=False)
-        if self._graph is None:
-            return self._run(views, y)
-        outputs = self._graph(y, *images)
-        for parameter, gradient in zip(self._parameters(), self._gradients, strict=True):
-            parameter.grad = gradient  # an eager step in between has put its own there
-        self.optimizer.step()
-        return outputs.pop("x_adv", None), outputs
-
-    def _capture(self, views: list[View], y: Tensor, images: list[Tensor]) -> None:
-        def work(y: Tensor, *images: Tensor) -> dict[str, Tensor]:
-            copies = iter(images)
-            own = [replace(view, x=next(copies), start=None if view.start is None else next(copies)) for view in views]
-            own = self._attacked(own, y)
-            terms = self.gradients(own, y, [{} for _ in own])
-            self._gradients = [parameter.grad for parameter in self._parameters()]
-            return terms if own[0].x_adv is None else {**terms, "x_adv": own[0].x_adv}
-
-        self.optimizer.zero_grad(set_to_none=True)
-        self._graph = Graphed(work, [y, *images])
-
-    def _parameters(self) -> list[nn.Parameter]:
-        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-
-    def _first_compiled(self, views: list[View], y: Tensor) -> Result:
-        """The first compiled step; where compilation fails, the same step eagerly, and eager steps from then on."""
-        self._unproven = False
-        buffers = [(b, b.clone()) for net in self.networks for b in net.model.buffers()]
-        try:
-            return self._run(views, y)
-        except Exception as error:  # whatever the compiler raises: the optimizer has not stepped yet
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
-            for net in self.networks:
-                net.run_eagerly(error)
-            return self._run(views, y)
-
-    def adversarial(self, x: Tensor, y: Tensor, start: Tensor) -> Tensor:
-        """x' by the method's inner maximisation, student in eval mode."""
-        self.student.refresh()
-        with frozen(self.student.model):
-            return perturb(
-                self.student.attack_logits,
-                x,
-                y,
-                self.objective.inner,
-                self.attack,
-                start,
-                self.objective.inner_uses_clean,
-            )
-
-    def update(self, views: list[View], y: Tensor) -> dict[str, Tensor]:
-        """One optimizer step on the method's outer loss, summed over the views; returns its detached terms."""
-        logits: list[dict[str, Tensor]] = [{} for _ in views]
+    def update(self, views: Sequence[Tensor], y: Tensor) -> dict[str, Tensor]:
+        """Take one optimizer step on the method's outer loss at ``x_adv``. Returns the detached terms."""
+        logits: list[Logits] = [{} for _ in views]
         with self._perturbation(views, y, logits) if self.awp_gamma else nullcontext():
             terms = self.gradients(views, y, logits)
             self.optimizer.step()
         return terms
 
-    def gradients(self, views: list[View], y: Tensor, logits: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The gradients of the outer loss, and what the objective learns from the logits; returns the detached terms.
+    def draw_starts(self, views: Sequence[Tensor], generator: torch.Generator | None) -> list[Tensor]:
+        """Draw the start of the attack on each view; none without an attack. These are all random numbers of a step."""
+        if "adv" not in self.objective.passes:
+            return []
+        return [starting_point(x, self.attack, generator) for x in views]
+
+    def up_to_gradients(self, y: Tensor, views: Sequence[Tensor], starts: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Attack and compute the gradients without stepping: what a CUDA graph captures. Returns the detached terms."""
+        self.x_adv = self.adversarial(views, y, starts)
+        return self.gradients(views, y, [{} for _ in views])
+
+    def adversarial(self, views: Sequence[Tensor], y: Tensor, starts: Sequence[Tensor]) -> list[Tensor]:
+        """x' of each view by the method's inner maximisation, student in eval mode; none without starts."""
+        if not starts:
+            return []
+        self.student.refresh()
+        inner, uses_clean = self.objective.inner, self.objective.inner_uses_clean
+        with frozen(self.student.model):
+            return [
+                perturb(self.student.attack_logits, x, y, inner, self.attack, start=start, uses_clean=uses_clean)
+                for x, start in zip(views, starts, strict=True)
+            ]
+
+    def gradients(self, views: Sequence[Tensor], y: Tensor, logits: list[Logits]) -> dict[str, Tensor]:
+        """Compute the gradients of the outer loss, summed over the views, and let the objective see the logits.
 
         Args:
             logits: for each view, those of passes that need not be run; the others are added.
+
+        Returns:
+            The detached terms.
         """
         terms = {}
         self.optimizer.zero_grad(set_to_none=True)
-        for i, view in enumerate(views):
-            weighted = self.outer(self.passes, view, y, logits[i])
+        for i in range(len(views)):
+            weighted = self.outer(self.passes, i, views[i], y, logits[i])
             sum(weighted.values()).backward()
             terms |= {name if i == 0 else f"{name}_view{i + 1}": term.detach() for name, term in weighted.items()}
         with torch.no_grad():
             self.objective.after_step({name: value.detach() for name, value in logits[0].items()}, y)
         return terms
 
-    def outer(self, passes: Iterable[str], view: View, y: Tensor, logits: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The method's terms of one view, weighted.
+    def outer(self, passes: Iterable[str], i: int, x: Tensor, y: Tensor, logits: Logits) -> dict[str, Tensor]:
+        """The method's terms of view i, weighted.
 
         Args:
             passes: forward passes to run, in this order.
             logits: by pass; those that are there already are not run, the others are added.
         """
-        sources = {"adv": (self.student, view.x_adv), "nat": (self.student, view.x), "guide": (self.guide, view.x)}
         for name in passes:
-            network, images = sources[name.removesuffix(".no_grad")]
+            kind = name.removesuffix(".no_grad")
+            network = self.guide if kind == "guide" else self.student
+            images = self.x_adv[i] if kind == "adv" else x
             network.model.train()
             if name.endswith(".no_grad"):
                 with torch.no_grad():
                     network.train_logits(images)
             elif name not in logits:
                 logits[name] = network.train_logits(images)
-        return {name: view.weight * term for name, term in self.objective.outer(logits, y).items()}
+        return {name: self.view_weights[i] * term for name, term in self.objective.outer(logits, y).items()}
 
-    def _perturbation(self, views: list[View], y: Tensor, logits: list[dict[str, Tensor]]) -> AbstractContextManager:
+    def _perturbation(self, views: Sequence[Tensor], y: Tensor, logits: list[Logits]) -> AbstractContextManager:
         """The context in which the student's weights are perturbed. The guide's passes, which the perturbation does not
-        change, are run here and left in ``logits``."""
+        change, are run here and added to ``logits``."""
         if self.guide is not None:
             self.guide.model.train()
-            for view, known in zip(views, logits, strict=True):
-                known["guide"] = self.guide.train_logits(view.x)
+            for x, known in zip(views, logits, strict=True):
+                known["guide"] = self.guide.train_logits(x)
         direction = self.awp_direction(views, y, [{n: v.detach() for n, v in known.items()} for known in logits])
         return perturbed([w for w, _ in direction.values()], [v for _, v in direction.values()], self.awp_gamma)
 
     def awp_direction(
-        self, views: list[View], y: Tensor, logits: list[dict[str, Tensor]]
-    ) -> dict[str, tuple[Tensor, Tensor]]:
+        self, views: Sequence[Tensor], y: Tensor, logits: list[Logits]
+    ) -> dict[str, tuple[nn.Parameter, Tensor]]:
         """Where the loss of the views grows fastest: each perturbed weight of the student, and a direction of its norm.
 
         Args:
@@ -229,8 +155,14 @@ class TrainStep:
         passes = [name for name in self.passes if not name.endswith(".no_grad")]
         gradients = [torch.zeros_like(w) for w in weights.values()]
         with statistics_kept(self.student.model):
-            for view, known in zip(views, logits, strict=True):
-                loss = sum(self.outer(passes, view, y, known).values())
+            for i, (x, known) in enumerate(zip(views, logits, strict=True)):
+                loss = sum(self.outer(passes, i, x, y, known).values())
                 torch._foreach_add_(gradients, torch.autograd.grad(loss, list(weights.values())))
         scaled = directions(list(weights.values()), gradients)
         return {name: (w, v) for (name, w), v in zip(weights.items(), scaled, strict=True)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass  # nothing is carried from batch to batch

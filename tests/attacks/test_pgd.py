@@ -80,7 +80,7 @@ SPECS = [
 @pytest.mark.parametrize(("method", "value"), [("trades", kl), ("lbgat", kl), ("at", ce)])
 def test_equals_the_slow_reference(batch, spec, method, value):
     x, y = batch
-    model, objective = net(), create_objective(method, beta=6.0)
+    model, objective = net(), create_objective(method)
     start = starting_point(x, spec, torch.Generator().manual_seed(9))
     with frozen(model):
         x_adv = perturb(

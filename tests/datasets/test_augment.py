@@ -10,9 +10,10 @@ from attacks.pgd import AttackSpec
 from datasets.augment import augment, create_augmentation
 from datasets.loader import Loader
 from engine.config import TrainConfig, parse_train
-from engine.steps.standard import TrainStep, View
+from engine.steps import create_step
 from losses import create_objective
 from models import create_model
+from tests.helpers import run_step
 from utils.errors import UserError
 
 
@@ -163,13 +164,19 @@ def trained(method, second_weight):
     """State of a student after one step on two views; None is without the second."""
     torch.manual_seed(0)
     student, guide = create_model("wrn-10-1", 10).double(), create_model("wrn-10-1", 10).double()
-    objective = create_objective(method, beta=6.0)
-    nets = [student, guide] if "guide" in objective.passes else [student]
+    chosen = create_objective(method)
+    nets = [student, guide] if "guide" in chosen.passes else [student]
     optimizer = torch.optim.SGD([p for net in nets for p in net.parameters()], lr=0.1)
-    step = TrainStep(student, nets[1] if len(nets) == 2 else None, objective, optimizer, AttackSpec(0.03, 0.01, 2))
-    x, x2 = torch.rand(2, 6, 3, 16, 16, dtype=torch.float64)
-    second = View(x2, x2 + 0.001, second_weight) if second_weight is not None else None
-    _, terms = step(x, torch.arange(6), x + 0.001, second)
+    step = create_step(
+        student,
+        nets[1] if len(nets) == 2 else None,
+        chosen,
+        optimizer,
+        AttackSpec(0.03, 0.01, 2),
+        view_weights=(1.0, second_weight),
+    )
+    views = torch.rand(2, 6, 3, 16, 16, dtype=torch.float64)[: 1 if second_weight is None else 2]
+    terms = run_step(step, list(views), torch.arange(6), [x + 0.001 for x in views])
     return student.state_dict(), terms
 
 
@@ -184,18 +191,20 @@ def test_second_view_adds_its_weighted_loss(method):
         if "running" not in name and "num_batches" not in name:
             moved, expected = part[name] - alone[name], 0.3 * (full[name] - alone[name])
             torch.testing.assert_close(moved, expected, rtol=1e-9, atol=1e-12)
-    passes = [p for p in create_objective(method, beta=6.0).passes if p != "guide"]
+    passes = [p for p in create_objective(method).passes if p != "guide"]
     assert alone["bn1.num_batches_tracked"] == len(passes) and full["bn1.num_batches_tracked"] == 2 * len(passes)
 
 
 def test_views_run_one_after_the_other():
     """All passes of view 1 move the BatchNorm statistics before those of view 2."""
     student, order = create_model("wrn-10-1", 10), []
-    objective = create_objective("trades", beta=6.0)
-    step = TrainStep(student, None, objective, torch.optim.SGD(student.parameters(), lr=0.1), AttackSpec(0.03, 0.01, 1))
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    step = create_step(
+        student, None, create_objective("trades"), optimizer, AttackSpec(0.03, 0.01, 1), view_weights=(1.0, 0.3)
+    )
     student.register_forward_hook(lambda net, args, out: order.append(args[0].mean().item()) if net.training else None)
     dark, light = torch.full((4, 3, 16, 16), 0.1), torch.full((4, 3, 16, 16), 0.9)
-    step(dark, torch.arange(4), dark, View(light, light, 0.3))
+    step([dark, light], torch.arange(4))
     assert [value > 0.5 for value in order] == [False] * 3 + [True] * 3
 
 

@@ -7,7 +7,8 @@ import torch
 from datasets.extra import load_extra
 from datasets.loader import Loader
 from engine.config import TrainConfig, parse_train
-from engine.trainer import Stopped, Trainer
+from engine.stopping import Stopped, StopSignal
+from engine.trainer import Trainer
 from utils.errors import UserError
 
 REAL, EXTRA = 50, 40
@@ -220,7 +221,7 @@ def config(folder, **changes):
         "num_steps": 1, "epochs": 2, "mark": "run", "device": "cpu", "log_dir": str(folder / "logs"),
         "checkpoint_dir": str(folder / "checkpoints"), "augment": "autoaugment", "augment_view_weight": 0.3,
     }  # fmt: skip
-    return TrainConfig(**settings | changes)
+    return TrainConfig.create(**settings | changes)
 
 
 def test_run_resumes_exactly_with_extra_data_and_a_second_view(tmp_path, monkeypatch):
@@ -229,21 +230,21 @@ def test_run_resumes_exactly_with_extra_data_and_a_second_view(tmp_path, monkeyp
     whole = Trainer(config(tmp_path / "whole", **flags))
     whole.fit()
     cut = Trainer(config(tmp_path / "cut", **flags))
-    original, calls = cut._save_or_stop, []
+    original = StopSignal.check
 
-    def stop_in_second_epoch():
-        calls.append(1)
-        if cut.epoch == 2 and cut.steps_done == 2:
-            cut._stop_reason = "test"
-        original()
+    def stop_in_second_epoch(self):
+        if (cut.progress.epoch, cut.progress.step) == (2, 2):
+            self.reason = "test"
+        original(self)
 
-    monkeypatch.setattr(cut, "_save_or_stop", stop_in_second_epoch)
-    with pytest.raises(Stopped):
-        cut.fit()
+    with monkeypatch.context() as patch:
+        patch.setattr(StopSignal, "check", stop_in_second_epoch)
+        with pytest.raises(Stopped):
+            cut.fit()
     moved = path.rename(tmp_path / "elsewhere.npz")
     torch.manual_seed(1234)
     resumed = Trainer(config(tmp_path / "cut", **flags | {"extra_data": str(moved)}))
-    assert (resumed.epoch, resumed.steps_done) == (2, 2)
+    assert (resumed.progress.epoch, resumed.progress.step) == (2, 2)
     resumed.fit()
     expected, actual = whole.student.state_dict(), resumed.student.state_dict()
     assert all(torch.equal(actual[name], expected[name]) for name in expected)

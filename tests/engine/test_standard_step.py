@@ -10,12 +10,13 @@ from attacks.pgd import AttackSpec, starting_point
 from benchmarks.measure import forward_gflop, lbgat_step_gflop
 from benchmarks.reference import ReferenceStep
 from benchmarks.train_step import measure, parse
-from engine.steps.standard import TrainStep, View
+from engine.steps import create_step
 from engine.validate import clean_accuracy
 from losses import create_objective
 from models import create_model
 from models.accelerate import NO_ACCELERATION, AcceleratedModel, AccelerationConfig, choose_acceleration, warn_once
 from models.fold import Folded
+from tests.helpers import run_step
 
 ATTACK = AttackSpec(epsilon=0.031, step_size=0.007, num_steps=10)
 
@@ -52,12 +53,12 @@ def test_float32_attack_equals_the_reference(name):
     x, y, start = batch()
     *nets, optimizer = nets_and_optimizer(student="wrn-16-2")
     one = replace(ATTACK, num_steps=1)
-    fast = TrainStep(*nets, create_objective("lbgat", beta=6.0), optimizer, one, acceleration=SPEEDUPS[name])
+    fast = create_step(*nets, create_objective("lbgat", beta=6.0), optimizer, one, acceleration=SPEEDUPS[name])
     reference = ReferenceStep(*nets, optimizer, num_steps=1)
     iterate = start
     for _ in range(ATTACK.num_steps):
         expected = reference.attack(x, iterate)
-        flipped = ((fast.adversarial(x, y, iterate) - expected).abs() > 1e-6).double().mean().item()
+        flipped = ((fast.adversarial([x], y, [iterate])[0] - expected).abs() > 1e-6).double().mean().item()
         assert flipped < 1e-3
         if name == "plain":
             assert flipped == 0
@@ -73,9 +74,10 @@ def test_float32_losses_equal_the_reference(name, beta):
     reference = ReferenceStep(*nets, optimizer, beta=beta)
     expected = [reference(x, y, start.clone()) for _ in range(2)]
     *nets, optimizer = nets_and_optimizer(student="wrn-16-2")
-    fast = TrainStep(*nets, create_objective("lbgat", beta=beta), optimizer, ATTACK, acceleration=SPEEDUPS[name])
+    fast = create_step(*nets, create_objective("lbgat", beta=beta), optimizer, ATTACK, acceleration=SPEEDUPS[name])
     for x_adv, terms in expected:
-        for term, value in fast.update([View(x, start, x_adv=x_adv)], y).items():
+        fast.x_adv = [x_adv]
+        for term, value in fast.update([x], y).items():
             assert value.item() == pytest.approx(terms[term].item(), rel=1e-5, abs=1e-5)
 
 
@@ -85,13 +87,13 @@ def test_float64_weights_equal_the_reference_after_three_steps():
     for fast in (False, True):
         *nets, optimizer = nets_and_optimizer(torch.float64)
         if fast:
-            step = TrainStep(
+            step = create_step(
                 *nets, create_objective("lbgat", beta=6.0), optimizer, ATTACK, acceleration=AccelerationConfig()
             )
         else:
             step = ReferenceStep(*nets, optimizer, beta=6.0)
         for _ in range(3):
-            step(x, y, start.clone())
+            run_step(step, [x], y, [start.clone()]) if fast else step(x, y, start.clone())
         states.append([net.state_dict() for net in nets])
     for expected, actual in zip(*states, strict=True):
         for name in expected:
@@ -149,13 +151,13 @@ def test_compiled_step_equals_eager_and_never_recompiles(monkeypatch):
     results = []
     for acceleration in (AccelerationConfig(), AccelerationConfig(compile_batch_size=16)):
         *nets, optimizer = nets_and_optimizer()
-        step = TrainStep(*nets, create_objective("lbgat", beta=0.0), optimizer, ATTACK, acceleration=acceleration)
+        step = create_step(*nets, create_objective("lbgat", beta=0.0), optimizer, ATTACK, acceleration=acceleration)
         losses = []
         for i, n in enumerate((16, 16, 7, 16, 16)):
             x, y, start = batch(n)
             if i == 3:
-                step.attack = AttackSpec(epsilon=0.02, step_size=0.004, num_steps=10)
-            losses.append(sum(step(x, y, start)[1].values()).item())
+                step.set_epoch(AttackSpec(epsilon=0.02, step_size=0.004, num_steps=10), 0.0)
+            losses.append(sum(run_step(step, [x], y, [start]).values()).item())
             if i == 1:
                 warm = len(compiled)
         results.append(losses)
@@ -185,17 +187,21 @@ def steps(acceleration, method="lbgat", device="cpu", dtype=torch.float64):
     nets = [net.to(device) for net in nets]
     optimizer = torch.optim.SGD([p for net in nets for p in net.parameters()], 0.1, momentum=0.9)
     parameters = {"lbgat": {"beta": 6.0}, "natural": {}}[method]
-    step = TrainStep(
-        *nets, create_objective(method, **parameters).to(device), optimizer, ATTACK, acceleration=acceleration
+    step = create_step(
+        *nets,
+        create_objective(method, **parameters).to(device),
+        optimizer,
+        ATTACK,
+        acceleration=acceleration,
+        view_weights=(1.0, 0.3),
     )
     losses = []
     for i, n in enumerate((16, 16, 16, 7, 16, 16)):
         if i == 4:
-            step.attack = AttackSpec(epsilon=0.02, step_size=0.004, num_steps=10)
+            step.set_epoch(AttackSpec(epsilon=0.02, step_size=0.004, num_steps=10), 0.0)
         x, y, start = (tensor.to(device) for tensor in batch(n, dtype))
-        second = View(x.flip(3), start.flip(3), weight=0.3)
-        x_adv, terms = step(x, y, start, second)
-        assert (x_adv is None) == (method == "natural")
+        terms = run_step(step, [x, x.flip(3)], y, [start, start.flip(3)])
+        assert len(step.x_adv) == (0 if method == "natural" else 2)
         losses.append({name: term.item() for name, term in terms.items()})
     return losses, [value for net in nets for value in net.state_dict().values()]
 
@@ -203,7 +209,7 @@ def steps(acceleration, method="lbgat", device="cpu", dtype=torch.float64):
 @pytest.mark.parametrize("method", ["lbgat", "natural"])
 def test_replayed_steps_equal_eager_ones(monkeypatch, method):
     monkeypatch.setattr(torch, "compile", lambda f, **_: f)
-    monkeypatch.setattr("engine.steps.standard.Graphed", NoGraph)
+    monkeypatch.setattr("engine.steps.cuda_graph.Graphed", NoGraph)
     NoGraph.captured = 0
     losses, weights = steps(AccelerationConfig(compile_batch_size=16, cuda_graphs=True), method)
     expected_losses, expected_weights = steps(AccelerationConfig(), method)
@@ -217,7 +223,7 @@ def test_failing_capture_goes_on_without_a_graph(monkeypatch, _no_warning_yet):
         raise RuntimeError("operation not permitted when stream is capturing\nlong story")
 
     monkeypatch.setattr(torch, "compile", lambda f, **_: f)
-    monkeypatch.setattr("engine.steps.standard.Graphed", refuse)
+    monkeypatch.setattr("engine.steps.cuda_graph.Graphed", refuse)
     with pytest.warns(UserWarning, match=r"no CUDA graph \(operation not permitted when stream is capturing\)"):
         losses, _ = steps(AccelerationConfig(compile_batch_size=16, cuda_graphs=True))
     assert losses == steps(AccelerationConfig())[0]
@@ -248,10 +254,11 @@ def _broken_compile(model, **_):
 def test_failing_compilation_falls_back_with_one_warning(monkeypatch, _no_warning_yet):
     x, y, start = batch(8)
     *nets, optimizer = nets_and_optimizer()
-    expected = TrainStep(*nets, create_objective("lbgat", beta=6.0), optimizer, ATTACK)(x, y, start.clone())[1]
+    eager = create_step(*nets, create_objective("lbgat", beta=6.0), optimizer, ATTACK)
+    expected = run_step(eager, [x], y, [start.clone()])
     monkeypatch.setattr(torch, "compile", _broken_compile)
     *nets, optimizer = nets_and_optimizer()
-    step = TrainStep(
+    step = create_step(
         *nets,
         create_objective("lbgat", beta=6.0),
         optimizer,
@@ -260,12 +267,12 @@ def test_failing_compilation_falls_back_with_one_warning(monkeypatch, _no_warnin
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        terms = step(x, y, start.clone())[1]
-    assert [str(w.message) for w in caught] == ["torch.compile failed (no compiler here): going on without it"]
+        terms = run_step(step, [x], y, [start.clone()])
+    assert [str(w.message) for w in caught] == ["torch.compile failed (no compiler here): falling back to eager mode"]
     assert {k: v.item() for k, v in terms.items()} == {k: v.item() for k, v in expected.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        step(x, y, start.clone())
+        run_step(step, [x], y, [start.clone()])
 
 
 @pytest.mark.parametrize("at_once", [True, False])

@@ -17,37 +17,31 @@ import numpy as np
 import pytest
 import torch
 
+import engine.stopping
+import engine.train_state
 import engine.trainer
 from attacks.pgd import AttackSpec, pgd20, starting_point
 from datasets import Dataset, load_dataset
 from datasets.loader import to_device, to_float
 from engine.config import TrainConfig
-from engine.logger import RunLog
+from engine.logger import Logger
 from engine.schedule import learning_rate
-from engine.steps.standard import TrainStep
-from engine.trainer import Stopped, Trainer
+from engine.steps.standard import StandardStep
+from engine.stopping import Stopped
+from engine.trainer import Trainer
 from losses import METHODS, create_objective
 from models import create_model
 from tests.helpers import ROOT
+from tests.helpers import tiny_run as tiny
 from utils.errors import UserError
 
 PROGRAM = ROOT / "train_lbgat.py"
-DRAW = RunLog.plot
-TINY = {
-    "dataset": "digits", "student": "wrn-10-1", "guide": "wrn-10-1", "limit_train": 40, "batch_size": 16,
-    "num_steps": 2, "epochs": 3, "eval_size": 12, "val_size": 40, "save_freq": 2, "device": "cpu", "mark": "run",
-    "step_size": 0.02, "decay_epochs": (3,), "seed": 2,
-}  # fmt: skip
+DRAW = Logger.plot
 
 
 @pytest.fixture(autouse=True)
 def _no_plots(monkeypatch):
-    monkeypatch.setattr(RunLog, "plot", lambda self, final: None)
-
-
-def tiny(folder, **changes):
-    paths = {"log_dir": str(folder / "Logs"), "checkpoint_dir": str(folder / "checkpoints")}
-    return TrainConfig(**{**TINY, **paths, **changes})
+    monkeypatch.setattr(Logger, "plot", lambda self, final=False: None)
 
 
 def run(config):
@@ -71,7 +65,7 @@ def log_of(folder):
 def command_line(config):
     """The arguments that make the configuration."""
     argv = []
-    for name, value in vars(config).items():
+    for name, value in config.as_dict().items():
         argv.append(f"--{name.replace('_', '-')}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
     return argv
 
@@ -142,14 +136,14 @@ def one_go(tmp_path_factory):
     """The outcome of the tiny run without interruption, and its folder."""
     folder = tmp_path_factory.mktemp("one_go")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunLog, "plot", lambda self, final: None)
+        patch.setattr(Logger, "plot", lambda self, final=False: None)
         run(tiny(folder))
     return folder
 
 
 def at_step(monkeypatch, number, action):
     """Do something right before a run's given training step, counted from 1."""
-    count, original = 0, TrainStep.__call__
+    count, original = 0, StandardStep.__call__
 
     def step(self, *args):
         nonlocal count
@@ -158,7 +152,7 @@ def at_step(monkeypatch, number, action):
             action()
         return original(self, *args)
 
-    monkeypatch.setattr(TrainStep, "__call__", step)
+    monkeypatch.setattr(StandardStep, "__call__", step)
 
 
 def send(number):
@@ -193,10 +187,13 @@ def test_stopped_by_a_signal(tmp_path, monkeypatch, one_go, number, status, step
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     state = checkpoint(tmp_path)
     assert (state["epoch"], state["steps_done"]) == ((step - 1) // 3 + 1, (step - 1) % 3 + 1)
-    assert f"stopped by {status} in epoch {state['epoch']} after {state['steps_done']} of 3 steps" in log_of(tmp_path)
+    assert (
+        f"stopped by {status} at epoch {state['epoch']}, step {state['steps_done']}/3; rerun with --resume auto"
+        in log_of(tmp_path)
+    )
     run(tiny(tmp_path))
     assert_identical(outcome(tmp_path), outcome(one_go))
-    assert f"going on in epoch {state['epoch']} after {state['steps_done']} of 3 steps" in log_of(tmp_path)
+    assert f"resuming at epoch {state['epoch']}, step {state['steps_done']}/3, from " in log_of(tmp_path)
 
 
 def test_stopped_again_and_again(tmp_path, monkeypatch, one_go):
@@ -242,7 +239,6 @@ def test_more_epochs_later(tmp_path, one_go):
     run(tiny(tmp_path, epochs=2))
     run(tiny(tmp_path, epochs=3))
     run(tiny(tmp_path, epochs=3))  # nothing to do
-    assert "already trained for 3 epochs: nothing to do" in log_of(tmp_path)
     result, expected = outcome(tmp_path), outcome(one_go)
     result["epoch lines"] = expected["epoch lines"] = []  # these count the epochs asked for, and end more than once
     assert_identical(result, expected)
@@ -254,7 +250,7 @@ def test_killed_in_the_middle(tmp_path, monkeypatch, one_go, step, save_always):
     """A kill -9 falls back to the last saved state, at an epoch's end or within it."""
     with monkeypatch.context() as patch:
         if save_always:
-            patch.setattr(engine.trainer, "SECONDS_BETWEEN_SAVES", -1.0)
+            patch.setattr(engine.stopping, "SECONDS_BETWEEN_SAVES", -1.0)
         at_step(patch, step, crash)
         with pytest.raises(ZeroDivisionError):
             run(tiny(tmp_path))
@@ -267,7 +263,7 @@ def test_killed_in_the_middle(tmp_path, monkeypatch, one_go, step, save_always):
 @pytest.mark.parametrize("write", range(1, 8))
 def test_killed_before_any_write(tmp_path, monkeypatch, one_go, write):
     """Whatever file an epoch's end has got to: best.pt, the metrics and last.pt never contradict each other."""
-    count, original = 0, engine.trainer.save_atomically
+    count, original = 0, engine.train_state.save_atomically
 
     def killed(*args):
         nonlocal count
@@ -277,7 +273,7 @@ def test_killed_before_any_write(tmp_path, monkeypatch, one_go, write):
         original(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.trainer, "save_atomically", killed)
+        patch.setattr(engine.train_state, "save_atomically", killed)
         with pytest.raises(ZeroDivisionError):
             run(tiny(tmp_path))
     run(tiny(tmp_path))
@@ -285,11 +281,11 @@ def test_killed_before_any_write(tmp_path, monkeypatch, one_go, write):
 
 
 @pytest.mark.parametrize(
-    ("method", "beta", "norm"),
-    [("lbgat", 0.0, "linf"), ("trades", 6.0, "l2"), ("at", 0.0, "linf"), ("natural", 0, "linf")],
+    ("method", "parameters", "norm"),
+    [("lbgat", {"beta": 0.0}, "linf"), ("trades", {}, "l2"), ("at", {}, "linf"), ("natural", {}, "linf")],
 )
-def test_every_method_resumes(tmp_path, monkeypatch, method, beta, norm):
-    changes = {"method": method, "beta": beta, "norm": norm, "epochs": 2, "val_size": 40, "limit_train": 32}
+def test_every_method_resumes(tmp_path, monkeypatch, method, parameters, norm):
+    changes = {"method": method, **parameters, "norm": norm, "epochs": 2, "val_size": 40, "limit_train": 32}
     run(tiny(tmp_path / "a", **changes))
     with monkeypatch.context() as patch:
         at_step(patch, 3, send(signal.SIGTERM))
@@ -344,7 +340,7 @@ def test_sigterm_to_the_real_program(tmp_path):
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, err
-    assert "Traceback" not in err and re.search(r"stopped by SIGTERM in epoch 1 after \d+ of 20 steps", out)
+    assert "Traceback" not in err and re.search(r"stopped by SIGTERM at epoch 1, step \d+/20", out)
     assert 0 < checkpoint(tmp_path / "b")["steps_done"] < 20
     run(tiny(tmp_path / "b", **changes))
     run(tiny(tmp_path / "a", **changes))
@@ -355,7 +351,7 @@ def test_ctrl_c_is_exit_status_130(tmp_path, monkeypatch, capfd):
     at_step(monkeypatch, 2, send(signal.SIGINT))
     status, out, err = program(capfd, *command_line(tiny(tmp_path)))
     assert (status, err) == (130, "")
-    assert "stopped by SIGINT in epoch 1 after 2 of 3 steps: the same command with --resume auto goes on" in out
+    assert "stopped by SIGINT at epoch 1, step 2/3; rerun with --resume auto to continue" in out
 
 
 def test_second_ctrl_c_does_not_wait(tmp_path, monkeypatch, capfd):
@@ -383,14 +379,14 @@ def slow_accuracy(state, images, labels):
 
 
 def test_metrics(tmp_path, monkeypatch):
-    terms, original = [], TrainStep.__call__
+    terms, original = [], StandardStep.__call__
 
-    def step(self, x, *args):
-        x_adv, result = original(self, x, *args)
-        terms.append((len(x), {name: term.item() for name, term in result.items()}))
-        return x_adv, result
+    def step(self, views, y, generator):
+        result = original(self, views, y, generator)
+        terms.append((len(y), {name: term.item() for name, term in result.items()}))
+        return result
 
-    monkeypatch.setattr(TrainStep, "__call__", step)
+    monkeypatch.setattr(StandardStep, "__call__", step)
     trainer = run(tiny(tmp_path, val_size=0, epochs=2, save_freq=1))
     lines = metrics_of(tmp_path)
     assert [line["epoch"] for line in lines] == [1, 2]
@@ -408,19 +404,19 @@ def test_metrics(tmp_path, monkeypatch):
         assert line["loss"] == pytest.approx(sum(expected.values()), rel=1e-6)
         assert line["seconds"] > 0 and line["images_per_second"] == pytest.approx(40 / line["seconds"])
         state = checkpoint(tmp_path, f"student-epoch{number + 1:03d}.pt")
-        assert line["student_clean"] == pytest.approx(slow_accuracy(state, trainer.x_eval, trainer.y_eval))
+        assert line["student_clean"] == pytest.approx(slow_accuracy(state, trainer.data.x_eval, trainer.data.y_eval))
         assert 0 <= line["student_robust"] <= 100 and (line["student_robust"] * 12 / 100) == pytest.approx(
             round(line["student_robust"] * 12 / 100)
         )
     guide = checkpoint(tmp_path)["guide"]
-    assert lines[-1]["guide_clean"] == pytest.approx(slow_accuracy(guide, trainer.x_eval, trainer.y_eval))
+    assert lines[-1]["guide_clean"] == pytest.approx(slow_accuracy(guide, trainer.data.x_eval, trainer.data.y_eval))
 
 
 def test_robust_accuracy_is_pgd_20(tmp_path, monkeypatch):
     """On the first eval_size images, epsilon of the run, step 0.003."""
     trainer = Trainer(tiny(tmp_path, val_size=0, epochs=1))
     trainer.fit()
-    x, y = to_float(trainer.x_eval[:12]), trainer.y_eval[:12]
+    x, y = to_float(trainer.data.x_eval[:12]), trainer.data.y_eval[:12]
     start = starting_point(x, AttackSpec(0.031, 0.003, 20, start="uniform"), torch.Generator().manual_seed(0))
     model, x_adv = trainer.student.eval(), start
     for _ in range(20):
@@ -441,21 +437,21 @@ def test_pgd_20_crosses_the_ball():
 
 def test_config_json_holds_every_setting(one_go):
     written = json.loads((one_go / "Logs" / "run" / "config.json").read_text())
-    for name, value in vars(tiny(one_go)).items():
+    for name, value in tiny(one_go).as_dict().items():
         assert written[name] == (list(value) if isinstance(value, tuple) else value)
     assert "torch" in written["hardware"] and isinstance(written["command"], list)
 
 
 def test_curves(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(RunLog, "plot", DRAW)
+    monkeypatch.setattr(Logger, "plot", DRAW)
     run(tiny(tmp_path, epochs=1))
     content = (tmp_path / "Logs" / "run" / "curves.png").read_bytes()
     assert content.startswith(b"\x89PNG") and len(content) > 10_000
 
 
 def test_without_matplotlib_the_log_says_why_there_is_no_plot(tmp_path, monkeypatch):
-    monkeypatch.setattr(RunLog, "plot", DRAW)
+    monkeypatch.setattr(Logger, "plot", DRAW)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     run(tiny(tmp_path, epochs=1))
     assert "curves.png is not drawn: matplotlib is not installed" in log_of(tmp_path)
@@ -477,13 +473,13 @@ def test_other_schedules():
 
 
 def test_the_optimizer_follows_the_schedule(tmp_path, monkeypatch):
-    rates, original = [], TrainStep.__call__
+    rates, original = [], StandardStep.__call__
 
     def step(self, *args):
         rates.append([group["lr"] for group in self.optimizer.param_groups])
         return original(self, *args)
 
-    monkeypatch.setattr(TrainStep, "__call__", step)
+    monkeypatch.setattr(StandardStep, "__call__", step)
     trainer = run(tiny(tmp_path))
     assert np.allclose(rates, [[0.02]] * 3 + [[0.1]] * 3 + [[0.01]] * 3, rtol=1e-12)
     # One optimizer over student and guide, momentum and weight decay on all of them
@@ -570,12 +566,12 @@ def test_held_out_images_are_not_trained_on(tmp_path):
     data = npz(tmp_path)
     trainer = Trainer(tiny(tmp_path, dataset="mine", data_dir=data, limit_train=0))
     dataset = load_dataset("mine", data)
-    assert (len(trainer.loader.images), len(trainer.x_eval)) == (60, 40)
-    both = torch.cat([trainer.loader.images, trainer.x_eval]).permute(0, 2, 3, 1).reshape(100, -1).tolist()
+    assert (len(trainer.data.loader.images), len(trainer.data.x_eval)) == (60, 40)
+    both = torch.cat([trainer.data.loader.images, trainer.data.x_eval]).permute(0, 2, 3, 1).reshape(100, -1).tolist()
     assert sorted(both) == sorted(dataset.x_train.reshape(100, -1).tolist())
     limited = Trainer(tiny(tmp_path, dataset="mine", data_dir=data, limit_train=20))
-    assert torch.equal(limited.loader.images, trainer.loader.images[:20])
-    assert torch.equal(limited.x_eval, trainer.x_eval)
+    assert torch.equal(limited.data.loader.images, trainer.data.loader.images[:20])
+    assert torch.equal(limited.data.x_eval, trainer.data.x_eval)
 
 
 def test_without_val_size_the_log_says_that_best_is_chosen_on_the_test_set(tmp_path):
@@ -610,7 +606,7 @@ def test_it_learns(tmp_path):
 def one_epoch(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one_epoch")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunLog, "plot", lambda self, final: None)
+        patch.setattr(Logger, "plot", lambda self, final=False: None)
         run(tiny(folder, epochs=1))
     return folder
 
@@ -633,9 +629,9 @@ WRONG = {
     "guide": ("--guide=vgg", "unknown model 'vgg'"),
     "data set": ("--dataset=svhn", "unknown data set 'svhn'"),
     "batch size": ("--batch-size=0", "--batch-size 0 must be at least 1"),
-    "negative epsilon": ("--epsilon=-0.1", "epsilon -0.1 is outside [0, 1]"),
-    "large epsilon": ("--epsilon=255", "epsilon 255 is outside [0, 1]"),
-    "no number": ("--epsilon=small", "epsilon 'small' is not a number: write 0.031 or 8/255"),
+    "negative epsilon": ("--epsilon=-0.1", "epsilon '-0.1' is not a number of 0 or more"),
+    "large epsilon": ("--epsilon=255", "epsilon 255 is above 1"),
+    "no number": ("--epsilon=small", "epsilon 'small' is not a number of 0 or more: write 0.031 or 8/255"),
     "flag": ("--learning-rate=1", "unrecognized arguments: --learning-rate=1; train_lbgat.py --help lists the flags"),
     "val size": ("--val-size=1437", "--val-size 1437 leaves nothing of 1437 training images"),
     "resume": ("--resume=nothing.pt", "no checkpoint at nothing.pt"),
@@ -779,7 +775,7 @@ def test_full_disk(trained, capfd, monkeypatch):
     )
     assert contents(trained / "checkpoints") == before
     monkeypatch.undo()
-    monkeypatch.setattr(RunLog, "plot", lambda self, final: None)
+    monkeypatch.setattr(Logger, "plot", lambda self, final=False: None)
     run(tiny(trained, epochs=2))
     assert [line["epoch"] for line in metrics_of(trained)] == [1, 2]
 
@@ -827,7 +823,7 @@ def test_cuda_agrees_with_the_cpu(tmp_path):
         torch.manual_seed(0)
         student, guide = (create_model("wrn-10-1", 10).double().to(device) for _ in range(2))
         optimizer = torch.optim.SGD([*student.parameters(), *guide.parameters()], lr=0.1, momentum=0.9)
-        step = TrainStep(student, guide, create_objective("lbgat", beta=6.0).to(device), optimizer, spec)
+        step = StandardStep(student, guide, create_objective("lbgat", beta=6.0).to(device), optimizer, spec)
         results[device] = []
         for i in range(3):
             x, y = to_device(digits.x_train[32 * i : 32 * i + 32], digits.y_train[32 * i : 32 * i + 32], device)
@@ -853,5 +849,5 @@ def test_data_set_fields_reach_the_loader(tmp_path, monkeypatch):
     data = Dataset("d", images, labels, images, labels, ("a", "b", "c"), padding=1, flip=False)
     monkeypatch.setattr("datasets.digits.load", lambda: data)
     trainer = Trainer(tiny(tmp_path))
-    assert (trainer.loader.padding, trainer.loader.flip, trainer.loader.seed) == (1, False, 2)
+    assert (trainer.data.loader.padding, trainer.data.loader.flip, trainer.data.loader.seed) == (1, False, 2)
     assert trainer.student.fc.out_features == trainer.guide.fc.out_features == 3

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from attacks.pgd import AttackSpec
-from engine.steps.standard import TrainStep
+from engine.steps import create_step
 from losses import METHODS, create_objective
 from losses.base import kl_per_image
+from tests.helpers import objective, run_step
 from utils.errors import UserError
 
 B, C = 5, 4
@@ -81,11 +82,11 @@ def test_cross_entropy_methods(logits, method, which):
 @pytest.mark.parametrize(("method", "value"), [("lbgat", slow_kl), ("trades", slow_kl), ("at", None)])
 def test_what_the_attack_maximises(logits, method, value):
     passes, y = logits
-    objective = create_objective(method, beta=6.0)
-    assert objective.inner_uses_clean == (value is not None)
-    nat = passes["nat"] if objective.inner_uses_clean else None
+    chosen = objective(method, beta=6.0)
+    assert chosen.inner_uses_clean == (value is not None)
+    nat = passes["nat"] if chosen.inner_uses_clean else None
     expected = value(passes["nat"], passes["adv"]) if value else slow_ce(passes["adv"], y)
-    result = objective.inner(passes["adv"], nat, y)
+    result = chosen.inner(passes["adv"], nat, y)
     assert result.shape == (B,)
     assert result.tolist() == pytest.approx(expected, rel=1e-12)
 
@@ -173,15 +174,16 @@ def recorded(who, notes):
 def test_train_mode_passes_in_the_published_order(method, beta, expected):
     notes = []
     student, guide = recorded("student", notes), recorded("guide", notes)
-    objective = create_objective(method, beta=beta)
+    chosen = objective(method, beta=beta)
     optimizer = torch.optim.SGD([*student.parameters(), *guide.parameters()], lr=0.1)
     spec = AttackSpec(epsilon=0.1, step_size=0.05, num_steps=2)
     x, y = torch.rand(3, 3, 4, 4), torch.tensor([0, 1, 2])
-    x_adv, terms = TrainStep(student, guide, objective, optimizer, spec)(x, y, x + 0.01)
-    assert (x_adv is None) == (method == "natural")
+    step = create_step(student, guide, chosen, optimizer, spec)
+    terms = run_step(step, [x], y, [x + 0.01])
+    assert len(step.x_adv) == (method != "natural")
     passes = [(who, "nat" if torch.equal(images, x) else "adv", grad) for who, images, grad in notes]
     assert passes == expected
-    assert all(torch.equal(images, x_adv) for _, images, _ in notes if not torch.equal(images, x))
+    assert all(torch.equal(images, step.x_adv[0]) for _, images, _ in notes if not torch.equal(images, x))
     assert student.bn.num_batches_tracked == sum(who == "student" for who, _, _ in notes)
     assert all(not term.requires_grad and term.shape == () for term in terms.values())
 
@@ -190,9 +192,9 @@ def test_the_step_moves_student_and_guide_and_at_beta_0_too():
     student, guide = Small(), Small()
     optimizer = torch.optim.SGD([*student.parameters(), *guide.parameters()], lr=0.1)
     before = [p.detach().clone() for p in (*student.parameters(), *guide.parameters())]
-    step = TrainStep(student, guide, create_objective("lbgat", beta=0.0), optimizer, AttackSpec(0.1, 0.05, 1))
+    step = create_step(student, guide, create_objective("lbgat", beta=0.0), optimizer, AttackSpec(0.1, 0.05, 1))
     x = torch.rand(3, 3, 4, 4)
-    step(x, torch.tensor([0, 1, 2]), x + 0.01)
+    step([x], torch.tensor([0, 1, 2]))
     after = [*student.parameters(), *guide.parameters()]
     # A bias before BatchNorm has no gradient but for rounding.
     moved = [not torch.equal(a, b) for a, b in zip(after, before, strict=True)]
@@ -202,13 +204,13 @@ def test_the_step_moves_student_and_guide_and_at_beta_0_too():
 
 @pytest.mark.parametrize(("method", "start"), [("lbgat", "gaussian"), ("trades", "gaussian"), ("at", "uniform")])
 def test_where_the_attack_starts(method, start):
-    assert create_objective(method, beta=6.0).start == start
+    assert create_objective(method).start == start
 
 
 def test_unknown_method_lists_the_known_ones():
     assert {"lbgat", "trades", "at", "natural"} <= METHODS.keys()
     with pytest.raises(UserError, match=f"unknown method 'fgsm': choose {', '.join(METHODS)}"):
-        create_objective("fgsm", beta=6.0)
+        create_objective("fgsm")
 
 
 def test_natural_has_no_attack():

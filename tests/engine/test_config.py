@@ -7,6 +7,7 @@ import pytest
 
 from engine.config import TrainConfig, parse_train
 from evaluation.config import EvalConfig, parse_eval
+from losses import METHODS
 from utils.errors import UserError
 from utils.options import flag, parse_epsilon
 
@@ -22,7 +23,12 @@ def evaluate(line=""):
 def test_defaults_are_the_published_recipe():
     config = train()
     assert config == TrainConfig()
-    assert (config.method, config.beta, config.student, config.guide) == ("lbgat", 6.0, "wrn-34-10", "resnet18-guide")
+    assert (config.method, config.parameters["beta"], config.student, config.guide) == (
+        "lbgat",
+        6.0,
+        "wrn-34-10",
+        "resnet18-guide",
+    )
     assert (config.epochs, config.batch_size) == (100, 128)
     assert (config.lr, config.momentum, config.weight_decay) == (0.1, 0.9, 2e-4)
     assert (config.warmup_factor, config.decay_epochs) == (0.2, (76, 91))
@@ -43,7 +49,14 @@ def test_evaluation_defaults():
     assert (config.dataset, config.student) == ("auto", "auto")
 
 
-VALUES = {"dataset": "mine", "student": "resnet18", "device": "cpu", "mark": "my-run_1.2+x", "decay_epochs": (5, 6)}
+VALUES = {
+    "method": "at",
+    "dataset": "mine",
+    "student": "resnet18",
+    "device": "cpu",
+    "mark": "my-run_1.2+x",
+    "decay_epochs": (5, 6),
+}
 VALUES |= {"version": "custom", "epsilons": (0.0, 0.5), "export": ("robustbench", "out"), "compare": ("a", "b")}
 
 
@@ -60,7 +73,7 @@ def another_value(f, config):
 
 @pytest.mark.parametrize(("parse", "config"), [(parse_train, TrainConfig), (parse_eval, EvalConfig)])
 def test_every_field_has_a_flag(parse, config):
-    values = {f.name: another_value(f, config) for f in dataclasses.fields(config)}
+    values = {f.name: another_value(f, config) for f in dataclasses.fields(config) if f.name != "parameters"}
     argv = []
     for name, value in values.items():
         words = value if isinstance(value, tuple) else (value,)
@@ -77,10 +90,14 @@ def test_help_names_every_flag_with_its_default(parse, config, capsys):
     shown = capsys.readouterr().out
     text, joined = " ".join(shown.split()), "".join(shown.split())  # lines are broken at hyphens too
     for f in dataclasses.fields(config):
+        if f.name == "parameters":
+            continue
         assert flag(f.name) in text and "".join(f.metadata["help"].split()) in joined
         if isinstance(f.default, (int, float)):
             assert f"(default: {f.default})" in text
-    assert text.count("(default:") == len(dataclasses.fields(config))
+    own = [p for method in METHODS.values() for p in method.parameters] if config is TrainConfig else []
+    listed = [f for f in dataclasses.fields(config) if f.name != "parameters"]
+    assert text.count("(default:") == len(listed) + len(own)
 
 
 # -- published flags -------------------------------------------------------------------------------------------------
@@ -101,7 +118,7 @@ def test_published_training_flags():
     )
     assert (config.device, config.log_interval, config.checkpoint_dir, config.save_freq) == ("cpu", 100, "out", 5)
     assert (config.batch_size, config.epochs, config.lr, config.momentum) == (64, 76, 0.05, 0.8)
-    assert (config.num_steps, config.step_size, config.beta, config.seed) == (7, 0.005, 3.0, 9)
+    assert (config.num_steps, config.step_size, config.parameters["beta"], config.seed) == (7, 0.005, 3.0, 9)
 
 
 def test_published_evaluation_flags():
@@ -162,9 +179,9 @@ BAD_EPSILON = ["-0.1", "-1/255", "1.01", "255", "8.5", "abc", "", "nan", "inf", 
 @pytest.mark.parametrize("text", BAD_EPSILON)
 def test_impossible_epsilon(text):
     for parse in (parse_train, parse_eval):
-        with pytest.raises(UserError, match=r"^epsilon .*(is not a number|is outside \[0, 1\]).*write 0.031 or 8/255"):
+        with pytest.raises(UserError, match=r"^epsilon .*(is not a|is above 1|is too large).*write (0.031 or )?8/255"):
             parse([f"--epsilon={text}"])
-    with pytest.raises(UserError, match=r"^step size .*(is not a number|is outside \[0, 1\])"):
+    with pytest.raises(UserError, match=r"^step size .*(is not a|is above 1|is too large)"):
         parse_train([f"--step-size={text}"])
 
 
@@ -191,7 +208,7 @@ IMPOSSIBLE = {
     "--eval-size 0": "--eval-size 0 must be at least 1",
     "--save-freq 0": "--save-freq 0 must be at least 1",
     "--log-interval 0": "--log-interval 0 must be at least 1",
-    "--beta -1": "--beta -1.0 must be 0 or more",
+    "--beta -1": "--beta -1 must be 0 or more",
     "--beta nan": "--beta nan must be 0 or more",
     "--weight-decay=-1e-4": "--weight-decay -0.0001 must be 0 or more",
     "--limit-train -1": "--limit-train -1 must be 0 or more",
@@ -212,11 +229,26 @@ IMPOSSIBLE = {
     "--mark a/b": "--mark 'a/b' names a folder",
     "--mark ..": "--mark '..' names a folder",
     "--decay-epochs 76;91": "'76;91' is not a list of epochs: write 76,91",
-    "--decay-epochs 0,5": "--decay-epochs (0, 5): epochs start at 1",
+    "--decay-epochs 0,5": "--decay-epochs 0,5: at most 20 epochs, from 1 on",
     "-num_classes 7": "-num_classes 7: CIFAR has 10 or 100",
     "--learning-rate 1": "unrecognized arguments: --learning-rate 1",
     "--batch 3": "unrecognized arguments: --batch 3",  # no abbreviations
     "--lr": "--lr: expected one argument",
+    "--awp-gamma -0.005": "--awp-gamma -0.005 must be in [0, 1)",
+    "--awp-gamma nan": "--awp-gamma nan must be in [0, 1)",
+    "--awp-start-epoch 0": "--awp-start-epoch 0 must be at least 1",
+    "--method ikl --alpha -1": "--alpha -1 must be 0 or more",
+    "--method gkl --gamma -0.1": "--gamma -0.1 must be 0 or more",
+    "--method gkl --attack-beta -1": "--attack-beta -1 must be 0 or more",
+    "--method ikl --temperature 0": "--temperature 0 must be above 0",
+    "--label-smoothing 1": "--label-smoothing 1.0 must be in [0, 1)",
+    "--average-tau 1": "--average-tau 1.0 must be in [0, 1)",
+    "--average-every year": "--average-every: invalid choice",
+    "--schedule linear": "--schedule: invalid choice",
+    "--epsilon-ramp cosine": "--epsilon-ramp: invalid choice",
+    "--step-ratio -0.5": "--step-ratio -0.5 must be 0 or more",
+    "--patience -1": "--patience -1 must be 0 or more",
+    "--patience 5": "--patience 5 needs held-out images to judge by: add --val-size N",
 }
 
 
@@ -233,7 +265,7 @@ def test_impossible_training_settings(line):
     [
         ({"norm": "l1"}, "--norm l1"),
         ({"precision": "fp16"}, "--precision fp16"),
-        ({"epsilon": math.nan}, "epsilon nan"),
+        ({"epsilon": math.nan}, "epsilon 'nan' is not a number"),
     ],
 )
 def test_impossible_settings_without_a_command_line(values, message):
@@ -262,7 +294,66 @@ def test_impossible_evaluation_settings():
         ("--method trades --dataset cifar10 --beta 1.5", "trades1.5-cifar10-wrn34-10"),
         ("--method at --dataset cifar10 --student resnet18", "at-cifar10-resnet18"),
         ("--mark mine --dataset cifar10", "mine"),
+        ("--method mart --dataset cifar10 --student resnet18 --beta 5", "mart5-cifar10-resnet18"),
+        ("--method ikl --dataset cifar100 --beta 20", "ikl-a4b20t4-cifar100-wrn34-10"),
+        ("--method gkl --dataset cifar100 --beta 20 --temperature 1", "gkl-a4b20g0.4t1-cifar100-wrn34-10"),
+        ("--method dkl --dataset cifar10", "dkl-a4b20-cifar10-wrn34-10"),
+        ("--method lbgat --dataset cifar100 --awp-gamma 0.005", "lbgat6-awp-cifar100-wrn34-10"),
+        ("--method at --dataset cifar10 --awp-gamma 0.01", "at-awp-cifar10-wrn34-10"),
     ],
 )
 def test_run_name(line, name):
     assert train(line).run_name == name
+
+
+def test_impossible_choice_without_a_command_line():
+    with pytest.raises(UserError, match="--schedule linear: choose multistep or cosine or onecycle"):
+        TrainConfig(schedule="linear")
+
+
+def test_help_says_each_method_with_its_flags_and_source(capsys):
+    with pytest.raises(SystemExit):
+        parse_train(["--help"])
+    shown = capsys.readouterr().out
+    for name, method in METHODS.items():
+        assert f"\n  {name}\n" in shown and method.source in shown
+        for p in method.parameters:
+            assert f"    {flag(p.name)} {p.name.upper()}: {p.help}; {p.range} (default: {p.default:g})\n" in shown
+
+
+def test_defaults_of_a_parameter_are_the_methods():
+    assert (train("--method ikl").parameters["beta"], train("--method lbgat").parameters["beta"]) == (20.0, 6.0)
+    assert train("--method gkl").parameters == {
+        "alpha": 4,
+        "beta": 20,
+        "gamma": 0.4,
+        "temperature": 1,
+        "attack_beta": 1,
+    }
+    assert train("--method at").parameters == {}
+
+
+def test_a_parameter_of_another_method_is_refused():
+    with pytest.raises(UserError, match="--gamma is a parameter of gkl, not of lbgat: leave it out"):
+        train("--gamma 0.4")
+    with pytest.raises(UserError, match="AT has no parameter beta: it has none"):
+        TrainConfig.create(method="at", beta=6.0)
+
+
+def test_a_configuration_survives_its_dictionary():
+    config = train("--method gkl --gamma 0.2 --epsilon 8/255 --decay-epochs 5,7 --mark m")
+    assert config.as_dict()["gamma"] == 0.2
+    assert TrainConfig.create(**config.as_dict()) == config
+
+
+def test_decays_as_parts_of_the_run():
+    """Of 100 epochs they are the published ones."""
+    assert train("--decay-epochs 3/4,9/10").decay_epochs == (76, 91)
+    assert train("--epochs 30 --decay-epochs 3/4,9/10").decay_epochs == (23, 28)
+
+
+def test_an_l2_radius_has_no_upper_bound():
+    assert train("--norm l2 --epsilon 3 --step-size 1.5").epsilon == 3.0
+    assert train("--norm l2 --epsilon 8").epsilon == 8.0
+    with pytest.raises(UserError, match=r"epsilon 4 is above 1, .*, or 4/255 for 4 of 255 levels"):
+        train("--epsilon 4")

@@ -1,0 +1,84 @@
+"""Reading the state of an interrupted run: whether it is this run's, and whether it is whole."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.config import TrainConfig
+from models.weights import load_file
+from utils.errors import UserError
+from utils.options import flag
+
+FORMAT = "lbgat-training-state-1"
+
+# What may differ between a run and its continuation without making it another run.
+MAY_CHANGE_ON_RESUME = {
+    "epochs", "device", "mark", "data_dir", "extra_data", "log_dir", "checkpoint_dir", "resume", "max_minutes",
+    "save_freq", "log_interval", "compile", "patience",
+}  # fmt: skip
+
+
+def momentum_buffers(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor | None]]:
+    """The momentum buffers of a saved SGD state, checked against the parameters: a fused optimizer checks nothing.
+
+    Raises:
+        ValueError: a buffer of another shape or type, or buffers for a part of the parameters alone.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    buffers = {i: state.get("momentum_buffer") for i, state in saved["state"].items()}
+    present = {i for i, buffer in buffers.items() if buffer is not None}
+    if present and present != set(range(len(parameters))):
+        raise ValueError("momentum buffers of some parameters are missing")
+    for i in present:
+        buffer, p = buffers[i], parameters[i]
+        if (buffer.shape, buffer.dtype, buffer.layout) != (p.shape, p.dtype, p.layout):
+            raise ValueError(f"momentum buffer {i} is {buffer.dtype} {tuple(buffer.shape)}")
+    return {i: {"momentum_buffer": buffers[i]} for i in present}
+
+
+def damaged(path: Path, error: Exception) -> UserError:
+    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return UserError(f"{path} is damaged ({reason[:80]}): copy it again, or train anew with --resume none")
+
+
+def load_training_state(path: Path, config: TrainConfig, data: str, device: torch.device) -> dict[str, Any]:
+    """Read a ``last.pt`` and make sure that it is of this run.
+
+    Args:
+        config: the settings now; data: fingerprint of the data set now.
+
+    Raises:
+        UserError: not a training state, or of a run with other settings or data; the sentence lists what differs.
+    """
+    try:
+        state = load_file(path, device)
+    except UserError as error:
+        raise UserError(f"{error}, or train anew with --resume none") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT or "optimizer" not in state:
+        raise UserError(f"{path} is not a resumable training checkpoint: pass a last.pt, or --resume none")
+    if not isinstance(state.get("config"), dict) or not isinstance(state.get("data"), str):
+        raise damaged(path, ValueError("its settings are missing"))
+    # A setting that did not exist when the state was saved was as its default is now.
+    then = {f.name: f.default for f in dataclasses.fields(config)} | state["config"]
+    differ = [
+        f"{flag(name)} {str(then.get(name))[:40]} then, {value} now"
+        for name, value in config.as_dict().items()
+        if name not in may_change(config) and then.get(name) != value
+    ]
+    if state["data"] != data:
+        differ.append("the images are not the same")
+    if differ:
+        raise UserError(
+            f"{path} is of another run ({'; '.join(differ)}): use the same settings, another --mark, "
+            "or --resume none to replace it"
+        )
+    return state
+
+
+def may_change(config: TrainConfig) -> set[str]:
+    """What may differ: the number of epochs only where the epochs before do not depend on it."""
+    depends = config.schedule != "multistep" or config.epsilon_ramp != "none"
+    return MAY_CHANGE_ON_RESUME - {"epochs"} if depends else MAY_CHANGE_ON_RESUME

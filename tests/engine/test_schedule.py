@@ -1,0 +1,54 @@
+"""Learning rate, attack and weight perturbation of each epoch against their formulas."""
+
+import math
+
+import pytest
+
+from attacks.pgd import AttackSpec
+from engine.config import TrainConfig
+from engine.schedule import attack_spec, awp_gamma, learning_rate
+
+
+def test_multistep_schedule():
+    config = TrainConfig()
+    for epoch in range(1, 101):
+        expected = 0.02 if epoch == 1 else 0.1 if epoch < 76 else 0.01 if epoch < 91 else 0.001
+        assert learning_rate(config, epoch) == pytest.approx(expected, rel=1e-12)
+
+
+def test_cosine_schedule():
+    config = TrainConfig(schedule="cosine", lr=0.2, epochs=200)
+    for epoch in range(1, 201):
+        expected = 0.2 * 0.5 * (1 + math.cos(math.pi * epoch / 201))
+        assert learning_rate(config, epoch) == learning_rate(config, epoch, 0.99) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("epochs", [1, 7, 30])
+def test_onecycle_schedule(epochs):
+    config = TrainConfig(schedule="onecycle", lr=0.3, epochs=epochs)
+    for epoch in range(1, epochs + 1):
+        for done in (0.0, 0.25, 0.5, 1.0):
+            t = epoch - 1 + done
+            expected = 0.3 * t / (0.4 * epochs) if t < 0.4 * epochs else 0.3 * (epochs - t) / (0.6 * epochs)
+            assert learning_rate(config, epoch, done) == pytest.approx(expected, rel=1e-12, abs=1e-15)
+
+
+@pytest.mark.parametrize("epochs", [1, 7, 49, 200])
+def test_epsilon_ramp_ends_at_exactly_epsilon(epochs):
+    config = TrainConfig(epsilon="8/255", epsilon_ramp="linear", step_ratio=0.5, num_steps=5, epochs=epochs)
+    for epoch in range(1, epochs + 1):
+        spec = attack_spec(config, "gaussian", epoch)
+        assert spec.epsilon == pytest.approx(8 / 255 * epoch / epochs, rel=1e-15)
+        assert spec.step_size == spec.epsilon / 2
+    assert spec == AttackSpec(8 / 255, 4 / 255, 5, "linf", "gaussian")
+
+
+def test_without_a_ramp_the_attack_is_that_of_the_settings():
+    config = TrainConfig()
+    assert {attack_spec(config, "uniform", e) for e in (1, 50, 100)} == {AttackSpec(0.031, 0.007, 10, start="uniform")}
+    assert attack_spec(TrainConfig(epsilon_ramp="linear"), "gaussian", 50).step_size == 0.007
+
+
+def test_awp_start_epoch():
+    config = TrainConfig(awp_gamma=0.005, awp_start_epoch=10)
+    assert [awp_gamma(config, epoch) for epoch in (1, 9, 10, 11)] == [0, 0, 0.005, 0.005]

@@ -1,0 +1,104 @@
+"""The contract of a training step, and what the trainer hands to it."""
+
+import pytest
+import torch
+
+from attacks.pgd import AttackSpec, frozen, perturb
+from engine.config import TrainConfig
+from engine.steps import create_step
+from engine.trainer import Trainer
+from losses import create_objective
+from models import create_model
+
+ATTACK = AttackSpec(0.03, 0.01, 1)
+
+
+def step_of(method, **values):
+    net = create_model("wrn-10-1", 10)
+    objective = create_objective(method, 10, **values)
+    return create_step(net, None, objective, torch.optim.SGD(net.parameters(), 0.1), ATTACK, view_weights=(1.0, 0.3))
+
+
+def test_each_view_is_attacked_from_its_own_start(monkeypatch):
+    starts = []
+
+    def recording(forward, x, y, inner, spec, start, uses_clean):
+        starts.append(start)
+        return start
+
+    monkeypatch.setattr("engine.steps.standard.perturb", recording)
+    x, second = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)
+    step_of("at")([x, second], torch.tensor([0, 1]), torch.Generator().manual_seed(0))
+    assert (starts[0] - x).abs().max() <= ATTACK.epsilon + 1e-6 < (starts[0] - second).abs().max()
+    assert (starts[1] - second).abs().max() <= ATTACK.epsilon + 1e-6 < (starts[1] - x).abs().max()
+    assert not torch.equal(starts[0] - x, starts[1] - second)
+
+
+def test_the_prior_is_made_of_the_plain_view():
+    step, seen, plain = step_of("ikl"), [], []
+    step.objective.after_step = lambda logits, y: seen.append(logits["nat"])
+    x, y = torch.rand(4, 3, 16, 16), torch.arange(4)
+    step.student.model.register_forward_hook(
+        lambda m, i, o: plain.append(o.detach()) if m.training and torch.equal(i[0], x) else None
+    )
+    step([x, 1 - x], y)
+    assert len(seen) == len(plain) == 1 and torch.equal(seen[0], plain[0])
+
+
+def test_the_generator_decides_the_step():
+    x, y = torch.rand(4, 3, 16, 16), torch.arange(4)
+    found = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(0)
+        step = step_of("trades")
+        step([x], y, torch.Generator().manual_seed(seed))
+        found.append(step.x_adv[0])
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
+def test_attack_noise_and_batches_have_seeds_of_their_own(tmp_path):
+    folders = {"log_dir": str(tmp_path), "checkpoint_dir": str(tmp_path)}
+    trainer = Trainer(TrainConfig.create(method="at", student="wrn-10-1", limit_train=8, device="cpu", **folders))
+    for epoch in (1, 2):
+        noise = {trainer._generator(epoch, step).initial_seed() for step in range(5)}
+        loader = {trainer.data.loader._seed(epoch), *(trainer.data.loader._seed(epoch, step, 1) for step in range(5))}
+        assert len(noise) == 5 and not noise & loader
+
+
+# -- attacks as data -------------------------------------------------------------------------------------------------
+
+
+def linear():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)).double()
+
+
+def test_only_images_that_move_take_a_step():
+    """Image i moves in its first i steps, each of exactly the step size."""
+    net, x, y = linear(), torch.full((4, 3, 2, 2), 0.5, dtype=torch.float64), torch.arange(4) % 3
+    inner = create_objective("at").inner
+    steps = iter(range(3))
+
+    def moves(logits, labels):
+        assert logits.shape == (4, 3) and torch.equal(labels, y)
+        return torch.arange(4) > next(steps)
+
+    spec = AttackSpec(0.4, 0.1, 3, start="clean")
+    x_adv = perturb(net, x, y, inner, spec, uses_clean=False, moves=moves)
+    distance = (x_adv - x).abs().flatten(1)
+    torch.testing.assert_close(distance, 0.1 * torch.arange(4).double()[:, None].expand(4, 12))
+
+
+@pytest.mark.parametrize(("mode", "tracked"), [("eval", 0), ("train", 2), ("batch", 0)])
+def test_the_mode_of_the_attacked_network(mode, tracked):
+    """Eval uses the running statistics; train and batch those of the batch at hand, and train alone updates."""
+    net, x = torch.nn.BatchNorm2d(3), torch.rand(5, 3, 4, 4)
+    before = net.running_mean.clone()
+    with frozen(net, mode):
+        assert not net.weight.requires_grad
+        out = [net(x), net(x)][0]
+    mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), unbiased=False, keepdim=True)
+    expected = x / (1 + net.eps) ** 0.5 if mode == "eval" else (x - mean) / (var + net.eps).sqrt()
+    torch.testing.assert_close(out, expected)
+    assert net.num_batches_tracked == tracked and torch.equal(net.running_mean, before) == (tracked == 0)
+    assert net.training and net.track_running_stats and net.weight.requires_grad

@@ -1,0 +1,185 @@
+"""What a run is resumed from: states of the version before, damaged and hostile files, and other runs' folders."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+
+from engine.logger import Logger
+from engine.resume import momentum_buffers
+from engine.trainer import Trainer
+from tests.helpers import DATA, tiny_run
+from utils.errors import UserError
+
+TRADES = {"method": "trades", "guide": "resnet18-guide"}
+
+
+@pytest.fixture(autouse=True)
+def _no_plots(monkeypatch):
+    monkeypatch.setattr(Logger, "plot", lambda self, final=False: None)
+
+
+def last(folder):
+    return folder / "checkpoints" / "run" / "last.pt"
+
+
+@pytest.fixture
+def interrupted(tmp_path):
+    """The folder of a TRADES run that the version before stopped at epoch 2, step 2/3."""
+    last(tmp_path).parent.mkdir(parents=True)
+    shutil.copy(DATA / "last-of-the-version-before.pt", last(tmp_path))
+    return tmp_path
+
+
+def test_a_state_of_the_version_before_resumes(interrupted):
+    """The last linear layer that the version before ended with, to what another processor's rounding changes."""
+    saved = torch.load(last(interrupted), weights_only=True)
+    trainer = Trainer(tiny_run(interrupted, **TRADES))
+    assert (trainer.progress.epoch, trainer.progress.step) == (2, 2)
+    assert all(torch.equal(v, saved["student"][k]) for k, v in trainer.student.state_dict().items())
+    buffers = trainer.optimizer.state_dict()["state"]
+    assert len(buffers) == len(list(trainer.student.parameters()))
+    assert all(
+        torch.equal(v["momentum_buffer"], saved["optimizer"]["state"][k]["momentum_buffer"]) for k, v in buffers.items()
+    )
+    trainer.fit()
+    weight = trainer.student.state_dict()["fc.weight"].double()
+    assert weight.norm().item() == pytest.approx(1.8715342676968578, rel=1e-3)
+    assert weight.sum().item() == pytest.approx(-0.08520202062936733, abs=0.05)
+
+
+def put(value, *keys):
+    """A change of the saved state: ``value`` (or what it makes of the old one) at a place, or its removal."""
+
+    def change(state):
+        part = state
+        for key in keys[:-1]:
+            part = part[key]
+        if value is None:
+            del part[keys[-1]]
+        else:
+            part[keys[-1]] = value(part[keys[-1]]) if callable(value) else value
+
+    return change
+
+
+BUFFER = ("optimizer", "state", 0, "momentum_buffer")
+DAMAGE = {
+    "no config": put(None, "config"),
+    "config is a list": put([1], "config"),
+    "no data": put(None, "data"),
+    "no student": put(None, "student"),
+    "student is a tensor": put(torch.zeros(3), "student"),
+    "a weight is gone": put(None, "student", "fc.weight"),
+    "a weight is a number": put(3, "student", "fc.weight"),
+    "a weight of another shape": put(lambda w: w[:5], "student", "fc.weight"),
+    "a weight of integers": put(lambda w: w.long(), "student", "fc.weight"),
+    "a complex weight": put(lambda w: w.to(torch.complex64), "student", "fc.weight"),
+    "a sparse weight": put(lambda w: w.to_sparse(), "student", "fc.weight"),
+    "optimizer is a list": put([1, 2], "optimizer"),
+    "no optimizer state": put(None, "optimizer", "state"),
+    "a momentum of another size": put(lambda b: b.flatten()[:-1], *BUFFER),
+    "an empty momentum": put(torch.zeros(0), *BUFFER),
+    "a momentum in double": put(lambda b: b.double(), *BUFFER),
+    "a momentum is a word": put("fast", *BUFFER),
+    "a momentum is gone": put(None, "optimizer", "state", 0),
+    "one momentum too many": put({"momentum_buffer": torch.zeros(1)}, "optimizer", "state", 999),
+    "objective is a word": put("trades", "objective"),
+    "epoch is text": put("2", "epoch"),
+    "epoch is 0": put(0, "epoch"),
+    "epoch is a tensor": put(torch.tensor(2), "epoch"),
+    "step is beyond the epoch": put(4, "steps_done"),
+    "step is negative": put(-1, "steps_done"),
+    "seconds are not finite": put(float("nan"), "seconds"),
+    "sums are a list": put([1.0], "sums"),
+    "a sum is a vector": put(torch.zeros(3), "sums", "ce"),
+    "best is a list": put([1], "best"),
+    "best lacks its epoch": put(None, "best", "epoch"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_damaged_part_is_one_sentence(interrupted, what):
+    state = torch.load(last(interrupted), weights_only=True)
+    DAMAGE[what](state)
+    torch.save(state, last(interrupted))
+    before = last(interrupted).read_bytes()
+    with pytest.raises(UserError) as caught:
+        Trainer(tiny_run(interrupted, **TRADES))
+    assert str(last(interrupted)) in str(caught.value) and "\n" not in str(caught.value)
+    assert last(interrupted).read_bytes() == before
+
+
+def test_the_settings_are_the_configurations_whatever_the_file_says(interrupted):
+    state = torch.load(last(interrupted), weights_only=True)
+    state["optimizer"]["param_groups"][0] |= {"momentum": 0.1, "weight_decay": 9.0, "maximize": True, "nesterov": True}
+    torch.save(state, last(interrupted))
+    group = Trainer(tiny_run(interrupted, **TRADES)).optimizer.param_groups[0]
+    assert (group["momentum"], group["weight_decay"], group["maximize"], group["nesterov"]) == (0.9, 2e-4, False, False)
+
+
+def test_momentum_buffers_are_compared_with_their_parameters():
+    parameters = [torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(4))]
+    optimizer = torch.optim.SGD(parameters, 0.1, momentum=0.9)
+    good = {"state": {i: {"momentum_buffer": torch.ones_like(p)} for i, p in enumerate(parameters)}}
+    assert momentum_buffers(good, optimizer).keys() == {0, 1}
+    assert momentum_buffers({"state": {}}, optimizer) == {}
+    for index, buffer in ((0, torch.ones(3, 2)), (1, torch.ones(4).double()), (1, torch.ones(3))):
+        bad = copy.deepcopy(good)
+        bad["state"][index]["momentum_buffer"] = buffer
+        with pytest.raises(ValueError, match=f"momentum buffer {index}"):
+            momentum_buffers(bad, optimizer)
+
+
+def test_a_momentum_that_is_not_finite_is_never_saved(tmp_path):
+    trainer = Trainer(tiny_run(tmp_path, method="natural", epochs=1))
+    trainer.fit()
+    next(iter(trainer.optimizer.state.values()))["momentum_buffer"][0] = float("nan")
+    before = last(tmp_path).read_bytes()
+    with pytest.raises(UserError, match="the momentum of the optimizer is no longer finite"):
+        trainer.checkpoints.save_last()
+    assert last(tmp_path).read_bytes() == before
+
+
+def test_another_runs_folder_is_not_overwritten(tmp_path):
+    for mark in ("a", "b"):
+        Trainer(tiny_run(tmp_path, method="natural", epochs=1, mark=mark)).fit()
+    before = (tmp_path / "checkpoints" / "b" / "last.pt").read_bytes()
+    path = tmp_path / "checkpoints" / "a" / "last.pt"
+    with pytest.raises(UserError, match=r"would replace the run in .*/b: pass another --mark"):
+        Trainer(tiny_run(tmp_path, method="natural", epochs=2, mark="b", resume=str(path)))
+    assert (tmp_path / "checkpoints" / "b" / "last.pt").read_bytes() == before
+    Trainer(tiny_run(tmp_path, method="natural", epochs=2, mark="c", resume=str(path))).fit()
+    best = torch.load(tmp_path / "checkpoints" / "c" / "best.pt", weights_only=True)["best"]
+    assert best == torch.load(tmp_path / "checkpoints" / "c" / "last.pt", weights_only=True)["best"]
+    assert f"resuming at epoch 2, step 0/3, from {path}" in (tmp_path / "Logs" / "c" / "train.log").read_text()
+
+
+def test_a_replaced_run_leaves_nothing(tmp_path):
+    Trainer(tiny_run(tmp_path, method="natural", epochs=3, save_freq=1)).fit()
+    Trainer(tiny_run(tmp_path, method="natural", epochs=1, save_freq=1, seed=5, resume="none")).fit()
+    assert sorted(p.name for p in last(tmp_path).parent.iterdir()) == ["best.pt", "last.pt", "student-epoch001.pt"]
+
+
+def test_a_finished_run_rewrites_nothing(tmp_path, capsys):
+    Trainer(tiny_run(tmp_path, method="natural", epochs=2)).fit()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    Trainer(tiny_run(tmp_path, method="natural", epochs=1)).fit()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert "already trained for 2 epochs: nothing to do" in capsys.readouterr().out
+
+
+def test_a_dangling_link_is_not_taken_for_no_run(tmp_path):
+    last(tmp_path).parent.mkdir(parents=True)
+    last(tmp_path).symlink_to("nowhere.pt")
+    with pytest.raises(UserError, match=r"no checkpoint at .*--resume none"):
+        Trainer(tiny_run(tmp_path, method="natural"))
+
+
+def test_other_threads_are_said(tmp_path):
+    Trainer(tiny_run(tmp_path, method="natural", epochs=1)).fit()
+    state = torch.load(last(tmp_path), weights_only=True)
+    torch.save(state | {"threads": 77}, last(tmp_path))
+    Trainer(tiny_run(tmp_path, method="natural", epochs=2)).fit()
+    assert "warning: saved with 77 CPU threads, now " in (tmp_path / "Logs" / "run" / "train.log").read_text()

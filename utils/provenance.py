@@ -1,0 +1,51 @@
+"""Where a result comes from: code, versions, hardware and command."""
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.device import describe
+
+PROVENANCE = ("hardware", "threads", "versions", "commit", "dirty", "command")  # beside the settings in config.json
+PACKAGES = ("torch", "torchvision", "numpy", "pyautoattack")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result may depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def commit() -> dict[str, Any]:
+    """The git commit of this code, and whether tracked files differ from it; both None outside of a git checkout."""
+
+    def git(*args: str) -> str:
+        root = Path(__file__).resolve().parent.parent
+        done = subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, timeout=30, check=True)
+        return done.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """What config.json holds beside the settings."""
+    return {
+        "hardware": describe(device),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        **commit(),
+        "command": sys.argv,
+    }
