@@ -4,7 +4,7 @@
 
 Trains LBGAT6 on real CIFAR-100 (``--data-dir``), wrn-10-1 for both nets, batch 32, one-cycle schedule, on the first
 ``--limit-train`` images, measures clean and PGD-20 accuracy on the test set after the last epoch (nothing is chosen on
-it), and writes precision.json, precision.md and precision.png. The runs can be interrupted: the same command goes on.
+it), and writes precision.json, precision.md and precision.png. Repeat an interrupted call to resume it.
 """
 
 import argparse

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets import Dataset
+from datasets.npz import check_members
 from utils.errors import UserError
 
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
@@ -18,10 +19,13 @@ def load_npz(name: str, path: Path) -> Dataset:
         UserError: unreadable, a key is missing, or the content does not fit the name.
     """
     try:
+        if not path.is_file():
+            raise ValueError("it is no regular file")
         with np.load(path, allow_pickle=False) as file:
             missing = [key for key in KEYS if key not in file.files]
             if missing:
                 raise UserError(f"{path} lacks the keys {', '.join(missing)}: it must hold {', '.join(KEYS)}")
+            check_members(file.zip, KEYS)
             arrays = {key: file[key] for key in KEYS}
         # numpy hands back the bytes of a member that it cannot read.
         if not all(isinstance(array, np.ndarray) for array in arrays.values()):

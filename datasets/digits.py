@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset
 from utils.errors import UserError
 
-IMAGE_SIZE = 16  # the 8x8 scans enlarged so that three stages with two strides leave something to look at
+IMAGE_SIZE = 16  # the 8x8 scans are enlarged: after two strides of 2 the last feature map is still 4x4
 NUM_TEST = 360
 
 

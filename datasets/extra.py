@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.npz import check_members, read_header
 from utils.errors import UserError
 
 LOCAL_HEADER = struct.Struct("<26x2H")  # of a zip member: ends with the lengths of its name and of its extra field
@@ -50,12 +51,15 @@ def load_extra(path: str | Path, fraction: float, image_shape: tuple[int, ...], 
     """
     path = Path(path)
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no regular file")
         with zipfile.ZipFile(path) as file:
             members = {}
             for key in ("image", "label"):
                 if f"{key}.npy" not in file.namelist():
                     raise UserError(f"--extra-data {path} has no key {key!r}: it must hold image and label")
                 members[key] = file.getinfo(f"{key}.npy")
+            check_members(file, tuple(members))
             images, labels = (_open(path, file, info) for info in members.values())
     except FileNotFoundError as error:
         raise UserError(f"--extra-data {path}: there is no such file") from error
@@ -93,15 +97,10 @@ def _open(path: Path, file: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarra
         raw.seek(info.header_offset)
         begin = info.header_offset + LOCAL_HEADER.size + sum(LOCAL_HEADER.unpack(raw.read(LOCAL_HEADER.size)))
         raw.seek(begin)
-        version = np.lib.format.read_magic(raw)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, fortran, dtype = read(raw)
-        offset = raw.tell()
-    if dtype.hasobject or offset - begin + dtype.itemsize * int(np.prod(shape)) != info.file_size:
-        raise ValueError(f"{info.filename} holds no plain array")
+        shape, fortran, dtype, header = read_header(raw, info)
     if 0 in shape:
         return np.empty(shape, dtype)  # nothing to map
-    return np.memmap(path, dtype, "r", offset, shape, order="F" if fortran else "C")
+    return np.memmap(path, dtype, "r", begin + header, shape, order="F" if fortran else "C")
 
 
 def _unpack(path: Path, file: zipfile.ZipFile, info: zipfile.ZipInfo) -> Path:

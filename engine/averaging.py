@@ -30,7 +30,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, weights: dict[str, Tensor]) -> None:
-        """Take in a state dict of the student."""
+        """Update the average with a state dict of the student."""
         for name, average in self.model.state_dict().items():
             if self.updates and average.is_floating_point():
                 average.lerp_(weights[name], 1 - self.tau)

@@ -18,7 +18,7 @@ from engine.stopping import StopSignal, out_of_patience
 from engine.train_state import Checkpoints, Progress
 from engine.validate import evaluate
 from losses import create_objective
-from models import create_model
+from models import check_images, create_model
 from models.accelerate import choose_acceleration
 from utils.device import choose_device, set_precision
 from utils.errors import ensure_writable
@@ -44,6 +44,7 @@ class Trainer:
         self.guide = None
         if "guide" in self.objective.passes:
             self.guide = create_model(config.guide, self.data.num_classes).to(self.device)
+        self._check_images()
         self.optimizer = torch.optim.SGD(
             [p for net in (self.student, self.guide) if net is not None for p in net.parameters()],
             lr=config.lr,
@@ -163,6 +164,12 @@ class Trainer:
             "images_per_second": n / seconds,
             "seconds": seconds,
         }
+
+    def _check_images(self) -> None:
+        """Before a nearly full epoch: whether its last batch, the smallest, can be trained on."""
+        images, size = self.data.loader.images, self.config.batch_size
+        for name in {self.config.student, self.config.guide if self.guide is not None else self.config.student}:
+            check_images(name, self.data.num_classes, len(images) % size or min(size, len(images)), *images.shape[2:])
 
     def _generator(self, epoch: int, step: int) -> torch.Generator:
         # step + 1: SeedSequence pads with zeros, and (seed, epoch) is the loader's

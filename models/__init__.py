@@ -2,6 +2,7 @@
 
 import re
 
+import torch
 from torch import nn
 
 from models.resnet import PreActResNet18, ResNet18
@@ -40,3 +41,21 @@ def create_model(name: str, num_classes: int) -> nn.Module:
             f"at most {MOST_DEPTH} and {MOST_WIDTH}"
         )
     raise UserError(f"unknown model {name[:40]!r}: choose wrn-DEPTH-WIDTH (such as wrn-34-10), {', '.join(RESNETS)}")
+
+
+def check_images(name: str, num_classes: int, batch: int, height: int, width: int) -> None:
+    """Make sure that a network can be trained on such batches, without taking memory.
+
+    Raises:
+        UserError: the images are too small: BatchNorm would see a single value, or a feature map would be empty.
+    """
+    with torch.device("meta"):
+        model = create_model(name, num_classes).train()
+        images = torch.empty(batch, 3, height, width)
+    try:
+        model(images)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{name} cannot be trained on batches of {batch} images of {height}x{width} pixels: use larger images, or "
+            f"another --batch-size where the last batch has a single image"
+        ) from error

@@ -13,7 +13,7 @@ def choose_device(name: str) -> torch.device:
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N`` -> a device that exists.
 
     Raises:
-        UserError: CUDA was asked for and is not there.
+        UserError: the CUDA device does not exist.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -23,7 +23,7 @@ def choose_device(name: str) -> torch.device:
             f"--device {name}: this machine or this PyTorch has no such CUDA device; use --device cpu or auto"
         )
     if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # for whatever asks for no device in particular
+        torch.cuda.set_device(device)  # the default of whatever names no device
     return device
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import create_model
+from models import check_images, create_model
 from tests.helpers import ROOT
 from utils.errors import UserError
 
@@ -153,3 +153,10 @@ def test_unknown_network_lists_the_known_ones(name):
 def test_too_few_classes(num_classes):
     with pytest.raises(UserError, match="at least 2 classes"):
         create_model("wrn-10-1", num_classes)
+
+
+@pytest.mark.parametrize(("name", "batch", "size"), [("resnet18", 1, 8), ("wrn-10-1", 1, 4), ("wrn-10-1", 3, 0)])
+def test_images_that_are_too_small_are_refused_before_training(name, batch, size):
+    with pytest.raises(UserError, match=f"{name} cannot be trained on batches of {batch} images of {size}x{size}"):
+        check_images(name, 10, batch, size, size)
+    check_images(name, 10, batch + 1, size + 8, size + 8)
