@@ -3,47 +3,54 @@
 import matplotlib
 
 matplotlib.use("Agg")
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 
+from engine.logger import terms_of
+
 plt.rcParams["text.parse_math"] = False  # a $ in a name is a $
+SERIES = {
+    "student_clean": "student, clean",
+    "student_robust": "student, PGD-20",
+    "average_clean": "average, clean",
+    "average_robust": "average, PGD-20",
+    "guide_clean": "guide, clean",
+}
 
 
-def plot_curves(metrics: list[dict[str, Any]], path: Path) -> None:
-    """Losses, accuracies and learning rate against epochs, from the lines of metrics.jsonl."""
+def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw losses, accuracies and learning rate against epochs, from the entries of metrics.jsonl, at least one."""
     epochs = [m["epoch"] for m in metrics]
     figure, (losses, accuracies, rates) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
 
     losses.plot(epochs, [m["loss"] for m in metrics], "k.-", label="sum")
-    for term in metrics[0]["terms"]:
-        losses.plot(epochs, [m["terms"][term] for m in metrics], ".-", label=term)
+    for term in dict.fromkeys(name for m in metrics for name in terms_of(m)):
+        losses.plot(epochs, [terms_of(m).get(term, float("nan")) for m in metrics], ".-", label=term)
     losses.set(title="training loss", yscale="log")
 
-    split = metrics[0]["split"]
-    series = {
-        "student_clean": "student, clean",
-        "student_robust": "student, PGD-20",
-        "average_clean": "average, clean",
-        "average_robust": "average, PGD-20",
-        "guide_clean": "guide, clean",
-    }
-    for key, label in series.items():
-        if key in metrics[0]:
-            accuracies.plot(epochs, [m[key] for m in metrics], ".-", label=f"{label}: {metrics[-1][key]:.1f}%")
-    accuracies.set(title=f"accuracy on the {split} images, %", ylim=(0, 100))
+    highest = 0.0
+    for key, label in SERIES.items():
+        values = [m.get(key, float("nan")) for m in metrics]
+        if key in metrics[-1]:
+            accuracies.plot(epochs, values, ".-", label=f"{label}: {values[-1]:.1f}%")
+            highest = max(highest, *(value for value in values if value == value))
+    accuracies.set(title=f"accuracy on the {metrics[0]['split']} images, %", ylim=(0, min(100, 1.15 * highest + 1)))
 
-    rates.plot(epochs, [m["lr"] for m in metrics], ".-", drawstyle="steps-mid")
-    rates.set(title="learning rate", yscale="log")
+    lr = [m["lr"] for m in metrics]
+    rates.plot(epochs, lr, ".-", drawstyle="steps-mid")
+    rates.set(title="learning rate", yscale="log" if max(lr) > 20 * min(lr) > 0 else "linear")
 
     for axes in (losses, accuracies, rates):
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     for axes in (losses, rates):
+        if axes.get_yscale() == "log":
+            axes.yaxis.set_minor_formatter("{x:g}" if axes.get_ylim()[1] < 10 * axes.get_ylim()[0] else "")
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("")
     losses.legend(fontsize="small")
     accuracies.legend(fontsize="small", loc="best")
     figure.savefig(path, dpi=110)

@@ -188,9 +188,15 @@ def describe_run(config: TrainConfig, guided: bool, images: int) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def terms_of(entry: dict[str, Any]) -> dict[str, float]:
+    """The terms of the loss in an entry of metrics.jsonl; runs of earlier versions have them under ``terms``."""
+    flat = {key.removeprefix("loss_"): value for key, value in entry.items() if key.startswith("loss_")}
+    return flat or dict(entry.get("terms", {}))
+
+
 def epoch_line(m: dict[str, Any], epochs: int, seconds_left: float) -> str:
     """One epoch's line, from its entry of metrics.jsonl."""
-    terms = " ".join(f"{name} {value:.4f}" for name, value in m["terms"].items())
+    terms = " ".join(f"{name} {value:.4f}" for name, value in terms_of(m).items())
     guide = f", guide {m['guide_clean']:.2f}%" if "guide_clean" in m else ""
     average = ""
     if "average_clean" in m:

@@ -150,7 +150,7 @@ class Trainer:
             "epoch": epoch,
             "lr": float(f"{learning_rate(self.config, epoch):.12g}"),
             "loss": sum(terms.values()),
-            "terms": terms,
+            **{f"loss_{name}": value for name, value in terms.items()},
             "split": self.data.eval_split,
             **evaluate(
                 self.step.student,

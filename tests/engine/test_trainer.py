@@ -391,7 +391,7 @@ def test_metrics(tmp_path, monkeypatch):
     lines = metrics_of(tmp_path)
     assert [line["epoch"] for line in lines] == [1, 2]
     assert set(lines[0]) == {
-        "epoch", "lr", "loss", "terms", "split", "student_clean", "student_robust", "robust_images", "guide_clean",
+        "epoch", "lr", "loss", "loss_mse", "loss_guide_ce", "loss_kl", "split", "student_clean", "student_robust", "robust_images", "guide_clean",
         "images_per_second", "seconds",
     }  # fmt: skip
     for number, line in enumerate(lines):
@@ -400,7 +400,7 @@ def test_metrics(tmp_path, monkeypatch):
         of_epoch = terms[3 * number : 3 * number + 3]
         assert [n for n, _ in of_epoch] == [16, 16, 8]  # the last batch counts half
         expected = {name: sum(n * values[name] for n, values in of_epoch) / 40 for name in ("mse", "guide_ce", "kl")}
-        assert line["terms"] == pytest.approx(expected, rel=1e-6)
+        assert {name: line[f"loss_{name}"] for name in expected} == pytest.approx(expected, rel=1e-6)
         assert line["loss"] == pytest.approx(sum(expected.values()), rel=1e-6)
         assert line["seconds"] > 0 and line["images_per_second"] == pytest.approx(40 / line["seconds"])
         state = checkpoint(tmp_path, f"student-epoch{number + 1:03d}.pt")
@@ -798,7 +798,7 @@ def test_a_torn_line_of_the_metrics_is_dropped(tmp_path, monkeypatch, one_go):
         with pytest.raises(Stopped):
             run(tiny(tmp_path))
     with open(tmp_path / "Logs" / "run" / "metrics.jsonl", "a") as file:
-        file.write('{"epoch": 2, "lr": 0.1, "terms": {"mse": 1.0}')
+        file.write('{"epoch": 2, "lr": 0.1, "loss_mse": 1.0')
     run(tiny(tmp_path))
     assert_identical(outcome(tmp_path), outcome(one_go))
 
