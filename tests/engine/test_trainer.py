@@ -391,8 +391,8 @@ def test_metrics(tmp_path, monkeypatch):
     lines = metrics_of(tmp_path)
     assert [line["epoch"] for line in lines] == [1, 2]
     assert set(lines[0]) == {
-        "epoch", "lr", "loss", "loss_mse", "loss_guide_ce", "loss_kl", "split", "student_clean", "student_robust", "robust_images", "guide_clean",
-        "images_per_second", "seconds",
+        "epoch", "lr", "loss", "loss_mse", "loss_guide_ce", "loss_kl", "split", "student_clean", "student_robust",
+        "robust_images", "guide_clean", "images_per_second", "seconds",
     }  # fmt: skip
     for number, line in enumerate(lines):
         assert line["lr"] == pytest.approx([0.02, 0.1][number])
