@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
         config = parse_eval(argv)
         if config.compare:
             if team.rank == 0:
-                print(compare(config.compare, Path(config.log_dir)))
+                print(compare(config.compare, Path(config.log_dir, config.mark)))
         else:
             evaluate(config, shlex.join([*team.launcher, "eval_autoattack.py", *argv]), team)
 

@@ -34,6 +34,7 @@ from evaluation.autoattack.attacked_model import AttackedModel, margin
 from evaluation.autoattack.suite import LOGGER, SUITE_NORMS, SUITES, Suite
 from evaluation.config import EvalConfig
 from evaluation.target import load_data, load_network
+from report.tables import markdown_table
 from utils.device import choose_device, describe, ieee_products
 from utils.errors import run_program
 from utils.options import parse_epsilon
@@ -240,25 +241,23 @@ def markdown(figures: dict[str, Any]) -> str:
         f"{a['precision']}; {figures['hardware']}. Robust: {figures['robust']['front end']} by the front end, "
         f"{figures['robust']['ours']} by ours; {len(figures['differences'])} verdicts differ.",
         "",
-        "| attack | front end, s | ours, s | ours / front end |",
-        "| --- | --- | --- | --- |",
     ]
+    cells = []
     for name, seconds in ours["seconds"].items():
         slow = theirs["seconds"].get(name, 0.0)
-        lines.append(f"| {name} | {slow:.1f} | {seconds:.1f} | {f'{seconds / slow:.2f}' if slow else ''} |")
-    lines += [
-        f"| **total** | {total(theirs):.1f} | {total(ours):.1f} | **{figures['ratio']:.2f}** |",
-        f"| seconds of CPU | {theirs['cpu_seconds']:.1f} | {ours['cpu_seconds']:.1f} | {figures['cpu_ratio']:.2f} |",
-        f"| images asked about | {theirs['rows']:,} | {ours['rows']:,} | {ours['rows'] / theirs['rows']:.2f} |",
-        "",
-        "Where our time goes, in percent of it:",
-        "",
-        f"| | {' | '.join(ours['profile'])} | all |",
-        f"| --- |{' --- |' * (len(ours['profile']) + 1)}",
+        cells.append([name, f"{slow:.1f}", f"{seconds:.1f}", f"{seconds / slow:.2f}" if slow else ""])
+    cells += [
+        ["**total**", f"{total(theirs):.1f}", f"{total(ours):.1f}", f"**{figures['ratio']:.2f}**"],
+        ["seconds of CPU", f"{theirs['cpu_seconds']:.1f}", f"{ours['cpu_seconds']:.1f}", f"{figures['cpu_ratio']:.2f}"],
+        ["images asked about", f"{theirs['rows']:,}", f"{ours['rows']:,}", f"{ours['rows'] / theirs['rows']:.2f}"],
     ]
+    lines += [markdown_table(["attack", "front end, s", "ours, s", "ours / front end"], cells), ""]
+    lines += ["Where our time goes, in percent of it:", ""]
+    cells = []
     for part in (*PARTS, REST):
         shares = [100 * parts[part] / total(ours) for parts in ours["profile"].values()]
-        lines.append(f"| {part} | {' | '.join(f'{share:.1f}' for share in (*shares, sum(shares)))} |")
+        cells.append([part, *[f"{share:.1f}" for share in (*shares, sum(shares))]])
+    lines.append(markdown_table(["", *ours["profile"], "all"], cells))
     for row in figures["differences"]:
         lines += [
             "",

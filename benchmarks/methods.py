@@ -17,6 +17,7 @@ from typing import Any
 from engine.config import TrainConfig
 from engine.trainer import Trainer
 from engine.validate import evaluate
+from report.tables import markdown_table
 from utils.device import choose_device, describe
 from utils.errors import UserError, run_program
 from utils.provenance import PROVENANCE
@@ -63,17 +64,13 @@ def untrained(run: dict[str, Any]) -> dict[str, float]:
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """The rows as Markdown."""
-    lines = [
-        "| recipe | epsilon | loss | clean % | PGD-20 % | untrained: clean % | PGD-20 % |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    cells = []
     for recipe, row in rows.items():
         m, u = row["metrics"], row["untrained"]
-        lines.append(
-            f"| {recipe} | {row['config']['epsilon']:.4f} | {m['loss']:.3f} | {m['student_clean']:.2f} | "
-            f"{m['student_robust']:.2f} | {u['student_clean']:.2f} | {u['student_robust']:.2f} |"
-        )
-    return "\n".join(lines) + "\n"
+        accuracies = [f"{figures[key]:.2f}" for figures in (m, u) for key in ("student_clean", "student_robust")]
+        cells.append([recipe, f"{row['config']['epsilon']:.4f}", f"{m['loss']:.3f}", *accuracies])
+    head = ["recipe", "epsilon", "loss", "clean %", "PGD-20 %", "untrained: clean %", "PGD-20 %"]
+    return markdown_table(head, cells) + "\n"
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ import torch
 from benchmarks.scaling import numbers
 from engine.config import TrainConfig
 from engine.trainer import Trainer
+from report.tables import markdown_table
 from utils.device import choose_device, describe
 from utils.errors import run_program
 
@@ -68,20 +69,23 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, float]
 
 def markdown(rows: dict[str, dict[str, float]], args: argparse.Namespace, hardware: str) -> str:
     """The summary as a sentence and a table."""
-    lines = [
+    sentence = (
         f"LBGAT6, wrn-10-1 for both nets, {args.epochs} epochs of {args.limit_train:,} CIFAR-100 images, seeds "
         f"{', '.join(map(str, args.seeds))}, {hardware}; clean on the whole test set, PGD-20 at epsilon 0.031 on its "
-        f"first {args.eval_size:,} images, after the last epoch.",
-        "",
-        "| accuracy | fp32, mean | bf16, mean | difference | spread of the seeds |",
-        "| --- | --- | --- | --- | --- |",
+        f"first {args.eval_size:,} images, after the last epoch."
+    )
+    cells = [
+        [
+            FIGURES[key],
+            f"{row['fp32_mean']:.2f}%",
+            f"{row['bf16_mean']:.2f}%",
+            f"{row['difference']:+.2f}",
+            f"{row['spread_of_seeds']:.2f}",
+        ]
+        for key, row in rows.items()
     ]
-    for key, row in rows.items():
-        lines.append(
-            f"| {FIGURES[key]} | {row['fp32_mean']:.2f}% | {row['bf16_mean']:.2f}% | {row['difference']:+.2f} | "
-            f"{row['spread_of_seeds']:.2f} |"
-        )
-    return "\n".join(lines) + "\n"
+    head = ["accuracy", "fp32, mean", "bf16, mean", "difference", "spread of the seeds"]
+    return f"{sentence}\n\n{markdown_table(head, cells)}\n"
 
 
 def plot(runs: dict[str, list[dict[str, Any]]], title: str, path: Path) -> None:

@@ -27,6 +27,7 @@ from engine.steps import create_step
 from losses import create_objective
 from models import create_model
 from models.accelerate import choose_acceleration
+from report.tables import markdown_table
 from utils.device import choose_device, describe, set_precision
 from utils.errors import UserError, run_program
 
@@ -130,14 +131,13 @@ def predictions(rates: dict[str, float]) -> list[dict[str, Any]]:
 
 def markdown(rows: list[dict[str, Any]], rates: dict[str, float]) -> str:
     """The predictions as a table."""
-    head = "| recipe, 100 epochs of CIFAR-100 | GFLOP per image | " + " | ".join(
-        f"{device}, {rate:,.0f} GFLOP/s" for device, rate in rates.items()
-    )
-    lines = [head + " |", "|---" * (2 + len(rates)) + "|"]
-    for row in rows:
-        cells = " | ".join(f"{hours:,.1f} h" for hours in row["hours"].values())
-        lines.append(f"| {row['recipe']} | {row['gflop_per_image']:.0f} | {cells} |")
-    return "hours of training, without evaluations.\n\n" + "\n".join(lines) + "\n"
+    devices = [f"{device}, {rate:,.0f} GFLOP/s" for device, rate in rates.items()]
+    cells = [
+        [row["recipe"], f"{row['gflop_per_image']:.0f}", *[f"{hours:,.1f} h" for hours in row["hours"].values()]]
+        for row in rows
+    ]
+    table = markdown_table(["recipe, 100 epochs of CIFAR-100", "GFLOP per image", *devices], cells)
+    return f"hours of training, without evaluations.\n\n{table}\n"
 
 
 def plot(curves: dict[str, list[dict[str, float]]], hardware: str, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What leaves the house: a network in the form of the RobustBench model zoo, and the adversarial images themselves."""
+"""Export a network in the form of the RobustBench model zoo."""
 
 import json
 import re
@@ -9,6 +9,9 @@ from evaluation.autoattack.suite import SUITE_NORMS
 from evaluation.config import EvalConfig
 from evaluation.target import LoadedModel
 from models.weights import plain_state
+from report.page import attacks_table, origin_table, suite_name
+from report.render import render
+from report.tables import Table
 from utils.errors import UserError, ensure_writable
 from utils.files import file_hash, save_atomically, write_atomically
 
@@ -17,18 +20,19 @@ LISTED_WITH_A_FOOTNOTE = "0.031"  # instead of 8/255, as LBGAT and TRADES are
 LEADERBOARD_IMAGES = 10_000
 
 
-def check_destinations(config: EvalConfig, model: str) -> None:
-    """Find out before the hours of attack whether their results can leave as ``--export`` and ``--save-adv`` ask.
+def check_destinations(config: EvalConfig, model: str, dataset: str) -> None:
+    """Check before the hours of attack that ``--export`` and ``--save-adv`` will work.
 
     Raises:
-        UserError: another format than robustbench, no class for the network there, a folder in place of a file, or a
-            folder that cannot be written.
+        UserError: another format than robustbench, a network or data set that it has no place for, a folder in place of
+            a file, or a folder that cannot be written.
     """
     if config.export:
         format_name, folder = config.export
         if format_name != "robustbench":
             raise UserError(f"--export {format_name}: the one format is robustbench: pass --export robustbench DIR")
         robustbench_class(model, num_classes=10)
+        _require_path_part(dataset, "data set")
         ensure_writable(Path(folder), "--export robustbench")
     if config.save_adv:
         if Path(config.save_adv).is_dir():
@@ -36,8 +40,14 @@ def check_destinations(config: EvalConfig, model: str) -> None:
         ensure_writable(Path(config.save_adv).parent, "--save-adv")
 
 
+def _require_path_part(name: str, what: str) -> None:
+    """Raises: UserError: the name would lead out of the folder of the export."""
+    if not re.fullmatch(r"[\w.+-]+", name) or name in (".", ".."):
+        raise UserError(f"--export: the {what} {name!r} names a folder there: letters, digits and . _ + - only")
+
+
 def robustbench_class(model: str, num_classes: int) -> tuple[str, str]:
-    """RobustBench's name of a network, and the code that makes it there, with the names and shapes of ours.
+    """Return RobustBench's name of a network, and the code that makes it there, with the names and shapes of ours.
 
     Raises:
         UserError: RobustBench has no class that computes the same.
@@ -66,18 +76,23 @@ def _code(module: str, classes: str, call: str) -> str:
 def export_robustbench(folder: Path, name: str, subject: LoadedModel, result: dict[str, Any]) -> str:
     """Write ``models/DATASET/NORM/NAME.pt``, ``model_info/DATASET/NORM/NAME.json`` and the model card ``README.md``.
 
-    The folders are those in which RobustBench looks for them. Of the JSON file, null is what has to be filled in by
+    The folders are those in which RobustBench looks for them. In the JSON file, null is what has to be filled in by
     hand and what was not measured as the leaderboard asks, as in RobustBench's own ``benchmark(to_disk=True)``.
 
     Args:
+        folder: for the export.
+        name: of the model, a part of the file names.
+        subject: the network.
         result: the content of ``autoattack.json``.
 
     Returns:
         One line that says where the card is and whether the figures are a leaderboard claim.
 
     Raises:
-        UserError: RobustBench has no class for the network, or a file cannot be written.
+        UserError: RobustBench has no class for the network, a name is no part of a path, or a file cannot be written.
     """
+    _require_path_part(name, "run")
+    _require_path_part(result["dataset"], "data set")
     architecture, code = robustbench_class(subject.name, subject.num_classes)
     place = Path(result["dataset"]) / SUITE_NORMS[result["norm"]]
     weights = folder / "models" / place / f"{name}.pt"
@@ -86,14 +101,26 @@ def export_robustbench(folder: Path, name: str, subject: LoadedModel, result: di
     info = _model_info(architecture, subject, result, gaps)
     text = json.dumps(info, indent=2) + "\n"
     write_atomically(folder / "model_info" / place / f"{name}.json", lambda file: file.write(text.encode()))
-    card = _card(name, info, weights.relative_to(folder), file_hash(weights), code, result, gaps)
-    write_atomically(folder / "README.md", lambda file: file.write(card.encode()))
+    (head, rows), origin = attacks_table(result), origin_table(result)
+    card = render(
+        "model_card.md.j2",
+        name=name,
+        info=info,
+        code=_loading_code(code, weights.relative_to(folder)),
+        result=result,
+        gaps=gaps,
+        suite=suite_name(result),
+        accuracies=Table(head[:3], [row[:3] for row in rows[:-1]]),
+        origin=Table(origin.head, [["SHA-256 of the exported weights", file_hash(weights)], *origin.rows]),
+        missing=[key for key, value in info.items() if value is None and key != "footnote"],
+    )
+    write_atomically(folder / "README.md", lambda file: file.write(card))
     claim = f"no leaderboard claim: {'; '.join(gaps)}" if gaps else "measured as the leaderboard asks"
     return f"RobustBench: {folder / 'README.md'} ({claim})"
 
 
 def leaderboard_gaps(result: dict[str, Any]) -> list[str]:
-    """What the evaluation lacks for RobustBench's leaderboard: nothing, or phrases that say it."""
+    """Return what the evaluation lacks for RobustBench's leaderboard, as phrases."""
     gaps, epsilon = [], result["epsilon_text"]
     usual = LEADERBOARDS.get((result["dataset"], result["norm"]))
     if usual is None:
@@ -130,64 +157,8 @@ def _model_info(architecture: str, subject: LoadedModel, result: dict[str, Any],
     }
 
 
-def _card(
-    name: str,
-    info: dict[str, Any],
-    weights: Path,
-    weights_sha256: str,
-    code: str,
-    result: dict[str, Any],
-    gaps: list[str],
-) -> str:
-    """The model card, in Markdown."""
-    standing = "Measured as RobustBench's leaderboard asks: the standard suite on all 10,000 test images."
-    if gaps:
-        standing = (
-            f"**These figures are no leaderboard claim**: {'; '.join(gaps)}. RobustBench asks for the standard suite "
-            "in float32 on all 10,000 test images, at its epsilon: figures that fall short of that are left out of the "
-            "model_info file."
-        )
-    rows = [("clean", result["clean_accuracy"])]
-    rows += [(f"after {attack}", accuracy) for attack, accuracy in result["accuracy_after"].items()]
-    accuracies = "\n".join(f"| {row} | {accuracy:.2f}% |" for row, accuracy in rows)
-    missing = ", ".join(f"`{key}`" for key, value in info.items() if value is None and key != "footnote")
-    versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
-    return f"""# {name}
-
-{info["architecture"]} for {result["dataset"]}; images in [0, 1], no normalisation.
-
-{standing}
-
-| accuracy | {result["n"]:,} test images |
-| --- | --- |
-{accuracies}
-
-AutoAttack {result["version"]}, {result["norm"]}, epsilon {result["epsilon_text"]}, seed {result["seed"]};
-{result["hardware"]}; {result["date"]}. No corruptions were measured.
-
-## Load
-
-```python
-import torch
-{code}
-model.load_state_dict(torch.load("{weights.as_posix()}", weights_only=True))
-model.eval()
-```
-
-## Before it is submitted
-
-Still empty in the model_info file: {missing}. RobustBench names models AuthorYearWord: rename `{name}` in both folders.
-
-## Provenance
-
-```
-{result["command"]}
-```
-
-| | |
-| --- | --- |
-| weights, SHA-256 | `{weights_sha256}` |
-| checkpoint that was evaluated, SHA-256 | `{result["checkpoint_sha256"]}` |
-| test images and labels, SHA-256 | `{result["data_sha256"]}` |
-| versions | {versions} |
-"""
+def _loading_code(code: str, weights: Path) -> str:
+    return (
+        f"import torch\n{code}\n"
+        f"model.load_state_dict(torch.load({json.dumps(weights.as_posix())}, weights_only=True))\nmodel.eval()"
+    )

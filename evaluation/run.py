@@ -25,7 +25,7 @@ from evaluation.results import NUM_EXAMPLES, PerImageResults
 from evaluation.resume import choose_batch_size, clear, only_evaluation, resume, state_path
 from evaluation.robustbench import check_destinations, export_robustbench
 from evaluation.target import LoadedModel, load_data, load_network, run_name, warn_of_other_training
-from report.page import write_pages
+from report.page import result_line, result_table, write_pages
 from utils.device import choose_device, describe
 from utils.distributed import Team
 from utils.errors import ensure_writable
@@ -40,7 +40,7 @@ def evaluate(config: EvalConfig, command: str, team: Team) -> None:
     subject = load_network(config)
     data = load_data(config, subject)
     check_classes(attacks, data.num_classes)
-    check_destinations(config, subject.name)
+    check_destinations(config, subject.name, data.name)
     folder = Path(config.log_dir) / run_name(config)
     ensure_writable(folder, "--log-dir")
     if team.rank == 0:
@@ -113,8 +113,8 @@ def finish(
         result["checks"] = [asdict(check) for check in checks]
         lines += map(str, checks)
     report.write_report(folder, result, outcomes, data.y_test)
-    LOGGER.info(report.last_line(result))
-    print(report.table(result), *lines, report.draw(folder, outcomes, data), write_pages(folder, result), sep="\n")
+    LOGGER.info(result_line(result))
+    print(result_table(result), *lines, draw(folder, outcomes, data), write_pages(folder, result), sep="\n")
     try:
         if config.save_adv:
             path, x_adv = Path(config.save_adv), outcomes.x_adv(data.x_test)
@@ -123,7 +123,7 @@ def finish(
         if config.export:
             print(export_robustbench(Path(config.export[1]), folder.name, subject, result))
     finally:  # a full disk must not keep the verdict back
-        print(report.last_line(result))
+        print(result_line(result))
 
 
 def draw(folder: Path, outcomes: PerImageResults, data: Dataset) -> str:
@@ -138,11 +138,11 @@ def draw(folder: Path, outcomes: PerImageResults, data: Dataset) -> str:
 
     names = [name.replace("_", " ") for name in data.class_names]
     x = np.transpose(data.x_test[index], (0, 3, 1, 2)) / np.float32(255)
-    label, taken_for = ([names[i] for i in of[index]] for of in (data.y_test, outcomes.adversarial_prediction[0]))
+    label, predicted = ([names[i] for i in k[index]] for k in (data.y_test, outcomes.adversarial_prediction[0]))
     write_atomically(
         path,
         lambda file: plot_triples(
-            x, outcomes.shown_x_adv, label, taken_for, outcomes.broken_by[0][index].tolist(), file
+            x, outcomes.shown_x_adv, label, predicted, outcomes.broken_by[0][index].tolist(), file
         ),
     )
     return f"picture: {path}"

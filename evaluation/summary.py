@@ -18,14 +18,15 @@ from evaluation.autoattack.suite import Suite
 from evaluation.results import PerImageResults
 from utils.files import write_atomically
 from utils.options import format_epsilon
+from utils.statistics import accuracy_interval
 
 FILES = (
     "autoattack.json", "autoattack.npz", "autoattack.log", "report.html", "report.md", "adversarial.png",
     "classes.png", "curve.png",
 )  # fmt: skip
 UNITS = (
-    "accuracies in percent of the n images, seconds of wall time summed over the processes, throughput in images a "
-    "second, epsilon in pixels of [0, 1]"
+    "accuracies in percent of the n images (_95: 95% Wilson interval), seconds of wall time summed over the processes, "
+    "throughput in images a second, epsilon in pixels of [0, 1]"
 )
 
 
@@ -112,7 +113,12 @@ def write_report(folder: Path, report: dict[str, Any], outcomes: PerImageResults
 
 def claim(version: str) -> str:
     """What the robust accuracy of this version of the suite is called in ``autoattack.json``."""
-    return {"standard": "standard AutoAttack", "dev": "upper bound"}.get(version, f"AutoAttack {version}")
+    names = {
+        "standard": "standard AutoAttack",
+        "plus": "at least the standard AutoAttack",
+        "rand": "AutoAttack for randomized networks",
+    }
+    return names.get(version, "upper bound")
 
 
 def per_class(
@@ -167,10 +173,13 @@ def throughput(
 def figures(suite: Suite, outcomes: PerImageResults, epsilon: int) -> dict[str, Any]:
     """The accuracies at one epsilon, given by its index."""
     accuracies = outcomes.accuracies(suite.attacks, epsilon)
+    clean, robust, n = accuracies.pop("clean"), accuracies[suite.attacks[-1]], len(outcomes.clean_prediction)
     return {
-        "clean_accuracy": accuracies.pop("clean"),
+        "clean_accuracy": clean,
+        "clean_accuracy_95": accuracy_interval(clean, n),
         "accuracy_after": accuracies,
-        "robust_accuracy": accuracies[suite.attacks[-1]],
+        "robust_accuracy": robust,
+        "robust_accuracy_95": accuracy_interval(robust, n),
     }
 
 

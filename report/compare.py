@@ -1,20 +1,15 @@
-"""Several finished evaluations in one picture and one table."""
+"""Compare finished evaluations in one picture and one table."""
 
-import importlib.util
-import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from report.markup import Table, markdown, markdown_table
-from report.page import NO_PICTURES, draw, percent, suite_name
-from utils.errors import UserError, ensure_writable
-from utils.files import write_atomically
-
-NEEDED = {
-    "model": str, "dataset": str, "data_sha256": str, "n": int, "norm": str, "epsilon_text": str, "version": str,
-    "attacks": list, "clean_accuracy": float, "robust_accuracy": float,
-}  # fmt: skip
+from report.page import draw, interval, percent, suite_name, write_bytes
+from report.read import read_report
+from report.render import render
+from report.tables import Table, markdown_table
+from utils.errors import ensure_writable
 
 
 def compare(paths: Sequence[str], folder: Path) -> str:
@@ -22,10 +17,10 @@ def compare(paths: Sequence[str], folder: Path) -> str:
 
     Args:
         paths: ``autoattack.json`` of finished evaluations, or the folders that hold it.
-        folder: where the two files go.
+        folder: for the two files.
 
     Returns:
-        The table, a warning if the evaluations differ in more than the network, and where the files are.
+        The table, a warning if the evaluations differ in more than the network, and the paths of the files.
 
     Raises:
         UserError: a file is missing or not such a report, or the folder cannot be written.
@@ -33,51 +28,33 @@ def compare(paths: Sequence[str], folder: Path) -> str:
     ensure_writable(folder, "--log-dir")
     reports = read_reports(paths)
     table, differ = results_table(reports), differing(list(reports.values()))
-    warning = [f"Warning: not the same measurement, these differ: {', '.join(differ)}."] if differ else []
-    if importlib.util.find_spec("matplotlib") is None:
-        picture, where = NO_PICTURES, NO_PICTURES
-    else:
-        from report.plots import plot_comparison
-
-        labels = {_label(name, report, differ): report for name, report in reports.items()}
-        picture = draw(folder / "compare.png", "accuracy of each network", plot_comparison, labels)
-        where = f"picture: {folder / 'compare.png'}"
-    page = markdown("AutoAttack on several networks", [("Clean and robust accuracy", [*warning, table, picture])])
-    write_atomically(folder / "compare.md", lambda file: file.write(page.encode()))
-    return "\n".join([markdown_table(table), *warning, f"table: {folder / 'compare.md'}", where])
+    warning = f"Warning: not the same measurement, these differ: {', '.join(differ)}." if differ else ""
+    labels = {_label(name, report, differ): report for name, report in reports.items()}
+    picture = folder / "compare.png"
+    problem = draw(picture, "plot_comparison", labels)
+    page = render("compare.md.j2", warning=warning, table=table, problem=problem)
+    write_bytes(folder / "compare.md", page)
+    lines = [markdown_table(*table), warning, f"table: {folder / 'compare.md'}", problem or f"picture: {picture}"]
+    return "\n".join(filter(None, lines)).encode("utf-8", "backslashreplace").decode()
 
 
 def read_reports(paths: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Each report by a name of its own: its folder's, or the whole path where these coincide.
+    """Return each report by a unique name: its folder's, or the whole path where two folders have one name.
 
     Raises:
         UserError: a file is missing, or not such a report.
     """
     files = [path / "autoattack.json" if path.is_dir() else path for path in map(Path, paths)]
-    files = list(dict.fromkeys(files))
-    folders = [file.resolve().parent.name for file in files]
+    reports = {file: read_report(file) for file in files}
+    folders = [os.path.basename(os.path.dirname(os.path.realpath(file))) for file in reports]
     return {
-        folder if folders.count(folder) == 1 else str(file): read_report(file)
-        for folder, file in zip(folders, files, strict=True)
+        folder if folders.count(folder) == 1 else str(file): report
+        for folder, (file, report) in zip(folders, reports.items(), strict=True)
     }
 
 
-def read_report(path: Path) -> dict[str, Any]:
-    """Raises: UserError: the file is missing, or not a report of eval_autoattack.py."""
-    try:
-        report = json.loads(path.read_text())
-        fits = all(isinstance(report[key], kind) for key, kind in NEEDED.items())
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}): pass the autoattack.json of an evaluation") from error
-    except (ValueError, LookupError, TypeError):
-        fits = False
-    if not fits:
-        raise UserError(f"{path} is no report of eval_autoattack.py: pass the autoattack.json of an evaluation")
-    return report
-
-
 def settings(report: dict[str, Any]) -> dict[str, str]:
-    """Everything but the network that must be the same where two accuracies are compared."""
+    """Return all settings but the network: two accuracies compare only where these are the same."""
     return {
         "data set": report["dataset"],
         "images": str(report["n"]),
@@ -88,7 +65,7 @@ def settings(report: dict[str, Any]) -> dict[str, str]:
 
 
 def differing(reports: Sequence[dict[str, Any]]) -> list[str]:
-    """The names of the settings in which the reports differ."""
+    """Return the names of the settings in which the reports differ."""
     first, *others = map(settings, reports)
     names = [name for name in first if any(other[name] != first[name] for other in others)]
     hashes = {report["data_sha256"] for report in reports}
@@ -96,20 +73,20 @@ def differing(reports: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def results_table(reports: dict[str, dict[str, Any]]) -> Table:
-    rows = [
-        [
-            name,
-            report["model"],
-            *settings(report).values(),
-            percent(report["clean_accuracy"]),
-            percent(report["robust_accuracy"]),
-        ]
-        for name, report in reports.items()
-    ]
-    return Table(["evaluation", "network", *settings(next(iter(reports.values()))), "clean", "robust"], rows)
+    rows = []
+    for name, report in reports.items():
+        accuracies = report["clean_accuracy"], report["robust_accuracy"]
+        figures = [cell for accuracy in accuracies for cell in (percent(accuracy), interval(accuracy, report["n"]))]
+        rows.append([name, report["model"], *settings(report).values(), *figures])
+    names = settings(next(iter(reports.values())))
+    return Table(["evaluation", "network", *names, "clean", "95% interval", "robust", "95% interval"], rows)
 
 
 def _label(name: str, report: dict[str, Any], differ: Sequence[str]) -> str:
-    """The name and whatever must not be overlooked where it stands beside the others."""
-    told = [f"{setting} {value}" for setting, value in settings(report).items() if setting in differ]
-    return f"{name} ({', '.join(told)})" if told else name
+    """Return the name with the settings that differ, and with the suite where it is not the standard one."""
+    shown = [
+        f"{setting} {value}"
+        for setting, value in settings(report).items()
+        if setting in differ or (setting == "suite" and report["version"] != "standard")
+    ]
+    return f"{name} ({', '.join(shown)})" if shown else name

@@ -1,190 +1,248 @@
-"""An AutoAttack evaluation as pages: ``report.html``, which holds its pictures, and ``report.md`` beside them."""
+"""Write an AutoAttack evaluation as ``report.html``, which holds its pictures, and ``report.md`` beside them."""
 
-import importlib.util
-from collections.abc import Callable
+import base64
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from report.markup import NONE, Block, Code, Picture, Section, Table, html_page, markdown
+from report.render import render
+from report.tables import NONE, Table, markdown_table
 from utils.files import write_atomically
+from utils.statistics import accuracy_interval
 
-NO_PICTURES = "There are no pictures: matplotlib is not installed (pip install matplotlib)."
 MOST_CLASSES = 100  # in the picture; the table has all
-CLAIMS = {
-    "standard AutoAttack": "The standard AutoAttack (Croce & Hein 2020): an image is robust if it withstood {attacks}.",
-    "upper bound": "An UPPER BOUND and not the standard AutoAttack: only {attacks} ran. Under the standard suite the "
-    "robust accuracy is this or less.",
+LEADERBOARD_IMAGES = 10_000  # from here on the result line has no interval
+SUITES = {
+    "standard": "AutoAttack",
+    "plus": "AutoAttack plus",
+    "rand": "AutoAttack rand, for randomized networks",
+}  # by version; every other version gives an upper bound
+ORIGIN = {
+    "hardware": "hardware",
+    "processes": "processes",
+    "precision": "precision of the attacks",
+    "batch_size": "batch size",
+    "seed": "seed",
+    "date": "date",
+    "checkpoint_sha256": "SHA-256 of the checkpoint",
+    "data_sha256": "SHA-256 of images and labels",
 }
-OTHER_CLAIM = "Not the standard AutoAttack but its version {version}: {attacks}."
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG file and its description."""
+
+    name: str
+    png: bytes
+    alt: str
+
+    @property
+    def width(self) -> int:
+        """CSS pixels that show it at its size in inches (160 dots per inch)."""
+        return int.from_bytes(self.png[16:20], "big") * 96 // 160  # the width in a PNG's header
+
+    @property
+    def base64(self) -> str:
+        return base64.b64encode(self.png).decode()
 
 
 def write_pages(folder: Path, result: dict[str, Any]) -> str:
-    """``report.html`` and ``report.md``, and for them ``classes.png`` and ``curve.png``.
+    """Write ``report.html`` and ``report.md``, and for them ``classes.png`` and ``curve.png``.
+
+    A picture that cannot be drawn is replaced by a sentence on the pages.
 
     Args:
         folder: holds ``adversarial.png`` already, if an attack broke an image.
-        result: the contents of ``autoattack.json``, from which the pages can be written again at any time.
+        result: the contents of ``autoattack.json``.
 
     Returns:
-        One line that says where they are.
+        One line with the paths of the pages.
 
     Raises:
-        UserError: a file cannot be written.
+        UserError: a page cannot be written.
     """
-    title, parts = folder.resolve().name, sections(result, pictures(folder, result))
-    write_atomically(folder / "report.md", lambda file: file.write(markdown(title, parts).encode()))
-    write_atomically(folder / "report.html", lambda file: file.write(html_page(title, parts).encode()))
+    pictures, problems = draw_pictures(folder, result)
+    classes, shown = by_robustness(result), shown_classes(result)
+    values = {
+        "title": folder.resolve().name,
+        "result": result,
+        "line": result_line(result),
+        "failed": [check for check in result.get("checks", []) if not check["passed"]],
+        "overview": overview_table(result),
+        "warnings": result.get("warnings"),
+        "pictures": pictures,
+        "problems": problems,
+        "attacks": attacks_table(result),
+        "curve": curve_table(result) if "curve" in result else None,
+        "classes": classes_table(classes) if classes else None,
+        "num_classes": len(classes),
+        "num_shown": len(shown),
+        "num_with_images": sum(entry["n"] > 0 for entry in classes),
+        "checks": checks_table(result) if "checks" in result else None,
+        "origin": origin_table(result),
+    }
+    for name in ("report.md", "report.html"):
+        write_bytes(folder / name, render(f"{name}.j2", **values))
     return f"report: {folder / 'report.html'} and {folder / 'report.md'}"
 
 
-def pictures(folder: Path, result: dict[str, Any]) -> dict[str, Picture]:
-    """By file name, each picture for which there is something to draw; none at all without matplotlib."""
-    if importlib.util.find_spec("matplotlib") is None:
-        return {}
-    from report.plots import plot_classes, plot_epsilons
-
-    classes = folder / "classes.png"
-    found = [draw(classes, "clean and robust accuracy of each class", plot_classes, drawn_classes(result))]
+def draw_pictures(folder: Path, result: dict[str, Any]) -> tuple[dict[str, Picture], list[str]]:
+    """Return the pictures by file name, and a sentence for each one that could not be drawn."""
+    jobs = []
+    if shown := shown_classes(result):
+        jobs.append(("classes.png", "clean and robust accuracy of each class", "plot_classes", shown))
     if "curve" in result:
-        curves = {"robust": result["curve"]}
-        found.append(draw(folder / "curve.png", "accuracy against epsilon", plot_epsilons, curves, result["norm"]))
-    shown = folder / "adversarial.png"
-    if shown.exists():
-        found.append(Picture(shown.name, shown.read_bytes(), "images before and after the attack"))
-    return {picture.name: picture for picture in found}
+        curves = {"robust": (result["curve"], result["n"])}
+        jobs.append(("curve.png", "robust accuracy against epsilon", "plot_epsilons", curves, result["norm"]))
+    pictures, problems = {}, []
+    for name, alt, function, *arguments in jobs:
+        if problem := draw(folder / name, function, *arguments):
+            problems.append(problem)
+        else:
+            pictures[name] = Picture(name, (folder / name).read_bytes(), alt)
+    adversarial = folder / "adversarial.png"
+    if adversarial.exists():
+        alt = "clean images, adversarial examples and their difference"
+        pictures[adversarial.name] = Picture(adversarial.name, adversarial.read_bytes(), alt)
+    return pictures, problems
 
 
-def draw(path: Path, alt: str, plot: Callable[..., None], *arguments: Any) -> Picture:
-    """Let ``plot(*arguments, file)`` write a PNG to ``path``.
+def draw(path: Path, function: str, *arguments: Any) -> str | None:
+    """Let ``report.plots.function(*arguments, file)`` write a PNG; return a sentence if it could not, never raise."""
+    try:
+        from report import plots  # needs matplotlib, which is optional
 
-    Raises:
-        UserError: it cannot be written.
+        write_atomically(path, lambda file: getattr(plots, function)(*arguments, file))
+    except ModuleNotFoundError as error:
+        return f"{path.name} could not be drawn: {error.name} is not installed (pip install {error.name})."
+    except Exception as error:  # the figures matter more than their picture
+        return f"{path.name} could not be drawn: {type(error).__name__}: {error}."
+    return None
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    write_atomically(path, lambda file: file.write(content))
+
+
+def result_line(result: dict[str, Any]) -> str:
+    """Return ``clean NN.NN%  robust NN.NN%  (AutoAttack, epsilon E, N images, 95% interval of robust A to B)``.
+
+    The interval is left out from 10,000 images on, where it is less than one point to either side.
     """
-    write_atomically(path, lambda file: plot(*arguments, file))
-    return Picture(path.name, path.read_bytes(), alt)
+    images = f"{result['n']} images"
+    if result["n"] < LEADERBOARD_IMAGES:
+        images += f", 95% interval of robust {interval(result['robust_accuracy'], result['n'])}"
+    return (
+        f"clean {result['clean_accuracy']:.2f}%  robust {result['robust_accuracy']:.2f}%  "
+        f"({suite_name(result)}, epsilon {result['epsilon_text']}, {images})"
+    )
 
 
-def sections(result: dict[str, Any], pictures: dict[str, Picture]) -> list[Section]:
-    """All that stands on the pages."""
-    parts = [
-        (last_line(result), headline(result)),
-        ("Accuracy after each attack", [attacks_table(result), None if pictures else NO_PICTURES]),
-        ("Accuracy against epsilon", [pictures.get("curve.png"), curve_table(result)]),
-        ("Accuracy of each class", classes(result, pictures.get("classes.png"))),
-        ("Images that an attack broke", [pictures.get("adversarial.png")]),
-        ("Checks for gradient masking", [checks_table(result)]),
-        ("How it was measured", [Code(result["command"]), origin_table(result)]),
-    ]
-    kept = [(heading, [block for block in blocks if block is not None]) for heading, blocks in parts]
-    return [(heading, blocks) for heading, blocks in kept if blocks]
+def suite_name(result: dict[str, Any]) -> str:
+    """Return which AutoAttack ran; what may find less than the standard suite is called an upper bound."""
+    other = f"upper bound by AutoAttack {result['version']}: {','.join(result['attacks'])}"
+    return SUITES.get(result["version"], other)
 
 
-def headline(result: dict[str, Any]) -> list[Block]:
-    """What the figures claim, of what, and every reason to doubt them."""
-    claim = CLAIMS.get(result["claim"], OTHER_CLAIM)
-    failed = [f"{check['name']} ({check['detail']})" for check in result.get("checks", []) if not check["passed"]]
+def result_table(result: dict[str, Any]) -> str:
+    """Return accuracy and seconds of each attack as plain text."""
+    return markdown_table(*attacks_table(result))
+
+
+def overview_table(result: dict[str, Any]) -> Table:
+    n = result["n"]
     rows = [
+        [f"{kind} accuracy", f"{accuracy:.2f}% (95% interval {interval(accuracy, n)})"]
+        for kind, accuracy in (("clean", result["clean_accuracy"]), ("robust", result["robust_accuracy"]))
+    ]
+    rows += [
         ["epsilon", f"{result['epsilon_text']} ({result['norm']})"],
-        ["images", f"the first {result['n']} {result['split']} images of {result['dataset']}"],
+        ["images", f"the first {n} {result['split']} images of {result['dataset']}"],
         ["network", result["model"]],
         ["checkpoint", result["checkpoint"]],
     ]
-    return [
-        claim.format(attacks=", ".join(result["attacks"]), version=result["version"]),
-        *[f"FAILED check for gradient masking: {name}" for name in failed],
-        *[f"Warning of the suite: {warning}" for warning in result["warnings"]],
-        *([] if result["warnings"] else ["The suite gave no warning."]),
-        Table(["", ""], rows),
-    ]
+    return Table(["", ""], rows)
 
 
 def attacks_table(result: dict[str, Any]) -> Table:
     accuracies = {"clean": result["clean_accuracy"], **result["accuracy_after"]}
+    seconds, speed = result["seconds"], result.get("throughput", {})
     rows = [
-        [name, percent(accuracy), f"{result['seconds'][name]:.1f}", speed(result["throughput"][name])]
+        [name, percent(accuracy), interval(accuracy, result["n"]), decimal(seconds[name]), decimal(speed.get(name))]
         for name, accuracy in accuracies.items()
     ]
-    rows.append(["total", NONE, f"{result['seconds']['total']:.1f}", speed(result["throughput"]["total"])])
-    return Table(["after", "accuracy", "seconds", "images/s"], rows)
+    rows[0][0] = "none (clean)"
+    rows.append(["total", NONE, NONE, decimal(seconds["total"]), decimal(speed.get("total"))])
+    return Table(["attack", "accuracy", "95% interval", "seconds", "images/s"], rows)
 
 
-def curve_table(result: dict[str, Any]) -> Table | None:
-    if "curve" not in result:
-        return None
+def curve_table(result: dict[str, Any]) -> Table:
     rows = [
         [
             point["epsilon_text"],
             percent(point["clean_accuracy"]),
             *[percent(point["accuracy_after"][name]) for name in result["attacks"]],
-            f"{point['seconds']:.1f}",
+            interval(point["robust_accuracy"], result["n"]),
+            decimal(point["seconds"]),
         ]
         for point in result["curve"]
     ]
-    return Table(["epsilon", "clean", *[f"after {name}" for name in result["attacks"]], "seconds"], rows)
+    return Table(["epsilon", "clean", *result["attacks"], "95% interval", "seconds"], rows)
 
 
 def by_robustness(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """``per_class`` from the least robust class to the most; those without an image last."""
-    return sorted(result["per_class"], key=lambda of: (of["n"] == 0, of["robust_accuracy"], of["clean_accuracy"]))
+    """Return ``per_class`` in ascending robust accuracy; classes without an image last."""
+    return sorted(
+        result.get("per_class", []),
+        key=lambda entry: (entry["n"] == 0, entry["robust_accuracy"], entry["clean_accuracy"]),
+    )
 
 
-def drawn_classes(result: dict[str, Any]) -> list[dict[str, Any]]:
-    return [of for of in by_robustness(result) if of["n"]][:MOST_CLASSES]
+def shown_classes(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the classes of the picture: of those with images the least robust."""
+    return [entry for entry in by_robustness(result) if entry["n"]][:MOST_CLASSES]
 
 
-def classes(result: dict[str, Any], picture: Picture | None) -> list[Block | None]:
-    """The picture, what it leaves out, and the figures of every class."""
-    drawn, total = len(drawn_classes(result)), len(result["per_class"])
-    left_out = f"Drawn are {drawn} of {total} classes: of those with images, the {MOST_CLASSES} least robust at most."
+def classes_table(classes: list[dict[str, Any]]) -> Table:
     rows = [
-        [of["name"], str(of["n"]), percent(of["clean_accuracy"]), percent(of["robust_accuracy"])]
-        for of in by_robustness(result)
+        [
+            entry["name"],
+            str(entry["n"]),
+            *[
+                cell
+                for accuracy in (entry["clean_accuracy"], entry["robust_accuracy"])
+                for cell in (percent(accuracy), interval(accuracy, entry["n"]))
+            ],
+        ]
+        for entry in classes
     ]
-    table = Table(["class", "images", "clean", "robust"], rows, summary=f"the {total} classes in figures")
-    return [picture, left_out if picture and drawn < total else None, table]
+    return Table(["class", "images", "clean", "95% interval", "robust", "95% interval"], rows)
 
 
-def checks_table(result: dict[str, Any]) -> Table | None:
-    if "checks" not in result:
-        return None
+def checks_table(result: dict[str, Any]) -> Table:
     rows = [["pass" if check["passed"] else "FAIL", check["name"], check["detail"]] for check in result["checks"]]
-    return Table(["", "check", "figures"], rows)
+    return Table(["result", "check", "details"], rows)
 
 
 def origin_table(result: dict[str, Any]) -> Table:
-    """Everything that the figures depend on."""
-    names = ("hardware", "processes", "precision", "batch_size", "seed", "date", "checkpoint_sha256", "data_sha256")
+    """Return everything that the figures depend on."""
+    rows = [[label, str(result[key])] for key, label in ORIGIN.items() if key in result]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return Table(["", ""], [*[[name.replace("_", " "), str(result[name])] for name in names], ["versions", versions]])
+    return Table(["", ""], [*rows, ["versions", versions]])
 
 
 def percent(accuracy: float | None) -> str:
     return NONE if accuracy is None else f"{accuracy:.2f}%"
 
 
-def speed(images_per_second: float | None) -> str:
-    return NONE if images_per_second is None else f"{images_per_second:.1f}"
+def decimal(value: float | None) -> str:
+    return NONE if value is None else f"{value:.1f}"
 
 
-def table(report: dict[str, Any]) -> str:
-    """Accuracy and seconds after the clean pass and each attack."""
-    rows = [("clean", report["clean_accuracy"]), *report["accuracy_after"].items()]
-    lines = [f"{'after':<10} {'accuracy':>9} {'seconds':>9}"]
-    lines += [f"{name:<10} {accuracy:>8.2f}% {report['seconds'][name]:>9.1f}" for name, accuracy in rows]
-    return "\n".join(lines)
-
-
-def suite_name(report: dict[str, Any]) -> str:
-    """``AutoAttack`` for the standard suite; otherwise with what ran instead, ``dev`` as the upper bound that it is."""
-    if report["version"] == "standard":
-        return "AutoAttack"
-    name = f"AutoAttack {report['version']}: {','.join(report['attacks'])}"
-    return f"upper bound by {name}" if report["version"] == "dev" else name
-
-
-def last_line(report: dict[str, Any]) -> str:
-    """``clean NN.NN%  robust NN.NN%  (AutoAttack, epsilon E, N images)``."""
-    return (
-        f"clean {report['clean_accuracy']:.2f}%  robust {report['robust_accuracy']:.2f}%  "
-        f"({suite_name(report)}, epsilon {report['epsilon_text']}, {report['n']} images)"
-    )
+def interval(accuracy: float | None, n: int) -> str:
+    """Return the 95% interval of an accuracy of n images, ``68.9 to 85.0``, in percent."""
+    if accuracy is None:
+        return NONE
+    low, high = accuracy_interval(accuracy, n)
+    return f"{low:.1f} to {high:.1f}"

@@ -1,0 +1,33 @@
+"""Confidence intervals."""
+
+from math import sqrt
+
+Z_95 = 1.959963984540054  # the 97.5% quantile of the standard normal distribution
+
+
+def wilson(k: int, n: int) -> tuple[float, float]:
+    """Return the 95% Wilson score interval of a proportion (Wilson 1927), in percent.
+
+    Args:
+        k: successes, 0 to n.
+        n: trials, at least 1.
+
+    Returns:
+        (low, high), with 0 <= low <= 100 * k / n <= high <= 100.
+
+    Raises:
+        ValueError: not 0 <= k <= n, or n is 0.
+    """
+    if not 0 <= k <= n or n == 0:
+        raise ValueError(f"{k} of {n} is not a proportion")
+    share, z2 = k / n, Z_95**2
+    center = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z_95 * sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    low = 0.0 if k == 0 else center - half  # exactly, where rounding would give 1e-17
+    high = 1.0 if k == n else center + half
+    return 100 * low, 100 * high
+
+
+def accuracy_interval(accuracy: float, n: int) -> tuple[float, float]:
+    """Return the 95% Wilson interval of an accuracy in percent of n images, in percent."""
+    return wilson(round(accuracy * n / 100), n)
