@@ -2,6 +2,7 @@
 
 import base64
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,9 @@ def draw(path: Path, function: str, *arguments: Any) -> str | None:
     try:
         from report import plots  # needs matplotlib, which is optional
 
-        write_atomically(path, lambda file: getattr(plots, function)(*arguments, file))
+        png = BytesIO()
+        getattr(plots, function)(*arguments, png)
+        write_bytes(path, png.getvalue())
     except ModuleNotFoundError as error:
         return f"{path.name} could not be drawn: {error.name} is not installed (pip install {error.name})."
     except Exception as error:  # the figures matter more than their picture

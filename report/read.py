@@ -1,7 +1,6 @@
 """Read and check ``autoattack.json``."""
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ def _curve(value: Any) -> bool:
     return isinstance(value, list) and value != [] and all(_wrong(point, POINT) is None for point in value)
 
 
-PERCENT, EPSILON = _number(0, 100), _number(0, math.inf)
+PERCENT, EPSILON = _number(0, 100), _number(0, 1e6)
 POINT = {"epsilon": EPSILON, "clean_accuracy": PERCENT, "robust_accuracy": PERCENT}
 NEEDED = {
     "model": _text,

@@ -1,4 +1,4 @@
-"""Results leave the house: the RobustBench export, the file of adversarial images, and checkpoints without our code."""
+"""Exports: RobustBench, the file of adversarial images, and checkpoints that load without our code."""
 
 import hashlib
 import json
@@ -30,6 +30,7 @@ RESULT = {
     "accuracy_after": {"apgd-ce": 33.0, "apgd-t": 29.35, "fab-t": 29.34, "square": 29.33}, "robust_accuracy": 29.33,
     "command": "python eval_autoattack.py --checkpoint x.pt", "versions": {"torch": "2.4.0"}, "hardware": "one GPU",
     "precision": "fp32", "date": "2030-01-01", "checkpoint_sha256": "c" * 64, "data_sha256": "d" * 64,
+    "seconds": {"clean": 1.0, "apgd-ce": 2.0, "apgd-t": 3.0, "fab-t": 4.0, "square": 5.0, "total": 15.0},
 }  # fmt: skip
 
 
@@ -120,6 +121,32 @@ def test_the_cards_code_is_the_exported_networks(tmp_path):
     compile(code, "card", "exec")
 
 
+def test_the_card_shows_intervals_and_calls_dev_an_upper_bound(tmp_path):
+    card = export(tmp_path, {"version": "dev", "attacks": ["apgd-ce", "apgd-t"], "n": 1000})[2]
+    assert re.search(r"^\| none \(clean\) +\| +60\.64% \| 57\.5 to 63\.6 \|$", card, re.MULTILINE)  # 606 of 1,000
+    assert "\nupper bound by AutoAttack dev: apgd-ce,apgd-t, linf, epsilon 8/255." in card
+    assert "RobustBench's classes take images of 32 x 32 pixels" not in card
+    assert "RobustBench's classes take images of 32 x 32 pixels" in export(tmp_path, {"dataset": "digits"})[2]
+
+
+def test_nothing_in_the_card_is_read_as_markup(tmp_path):
+    command = "python x ``` <b> \udcff\n```` y"
+    card = export(tmp_path, {"command": command, "hardware": "<script>|*x*"})[2]
+    assert "\n`````\npython x ``` <b> \\udcff\n```` y\n`````\n" in card
+    assert r"\<script\>\|\*x\*" in card and "<script>" not in card
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "../x", "a/b", "a\0", "x y", "\udcff"])
+def test_names_that_lead_out_of_the_export_are_refused(tmp_path, name):
+    for run, dataset in ((name, "cifar100"), ("run", name)):
+        subject = LoadedModel(create_model("wrn-10-1", 100).eval(), "wrn-10-1", 100, "cifar100", {})
+        with pytest.raises(UserError, match=r"--export: the (run|data set) .* letters, digits and \. _ \+ - only"):
+            export_robustbench(tmp_path / "zoo", run, subject, {**RESULT, "dataset": dataset})
+    with pytest.raises(UserError, match="--export: the data set"):
+        check_destinations(config(export=("robustbench", str(tmp_path))), "wrn-10-1", name)
+    assert list(tmp_path.iterdir()) == []
+
+
 def config(**kwargs):
     return EvalConfig(checkpoint="x.pt", **kwargs)
 
@@ -133,8 +160,10 @@ def test_errors_come_before_the_attacks(tmp_path):
         ({"save_adv": str(tmp_path / "file/x.npz")}, "wrn-10-1", "--save-adv"),
     ]:
         with pytest.raises(UserError, match=sentence):
-            check_destinations(config(**settings), model)
-    check_destinations(config(export=("robustbench", str(tmp_path)), save_adv=str(tmp_path / "x.npz")), "resnet18")
+            check_destinations(config(**settings), model, "digits")
+    check_destinations(
+        config(export=("robustbench", str(tmp_path)), save_adv=str(tmp_path / "x.npz")), "resnet18", "digits"
+    )
 
 
 def adversarial(norm, epsilon, n=7):

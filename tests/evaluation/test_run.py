@@ -89,8 +89,10 @@ def test_standard_evaluation_of_a_training_run(program, checkpoint, tmp_path):
     assert "setting parameters for standard version" in log and "apgd-ce - 1/1 - " in log
     assert (folder / "adversarial.png").read_bytes().startswith(b"\x89PNG")
     clean, robust = report["clean_accuracy"], report["robust_accuracy"]
-    assert out.splitlines()[-1] == f"clean {clean:.2f}%  robust {robust:.2f}%  (AutoAttack, epsilon 0.1, 20 images)"
-    assert re.search(rf"^apgd-ce +{report['accuracy_after']['apgd-ce']:.2f}% ", out, re.MULTILINE)
+    interval = "95% interval of robust {:.1f} to {:.1f}".format(*report["robust_accuracy_95"])
+    figures = f"clean {clean:.2f}%  robust {robust:.2f}%"
+    assert out.splitlines()[-1] == f"{figures}  (AutoAttack, epsilon 0.1, 20 images, {interval})"
+    assert re.search(rf"^\| apgd-ce +\| +{report['accuracy_after']['apgd-ce']:.2f}% \|", out, re.MULTILINE)
     assert "80/80" in err and f"robust {robust:.2f}%" in err  # the progress bar
 
 
@@ -130,7 +132,7 @@ def test_an_interrupted_evaluation_goes_on_with_the_same_command(
     results.append(np.load(tmp_path / "Logs/in-one-go/autoattack.npz"))
     for name in results[0].files:
         np.testing.assert_array_equal(results[0][name], results[1][name])
-    assert out.splitlines()[-1].endswith("(AutoAttack custom: apgd-ce, epsilon 0.02, 6 images)")
+    assert "(upper bound by AutoAttack custom: apgd-ce, epsilon 0.02, 6 images, 95%" in out.splitlines()[-1]
     assert "5 of 6 steps are finished" in (tmp_path / "Logs/some-run/autoattack.log").read_text()
 
 
@@ -235,7 +237,7 @@ def test_published_file_with_the_published_flags(program, tmp_path):
     flags = ("--widen_factor", 1, "--dataparallel", "True", "--num_classes", 100, "--epsilon", "8.0")
     status, out, err = program("--model-path", path, "--data-dir", tmp_path, *flags, "--norm", "l2")
     assert status == 0, err
-    assert out.splitlines()[-1].endswith("(AutoAttack, epsilon 8/255, 4 images)")
+    assert "(AutoAttack, epsilon 8/255, 4 images, 95% interval" in out.splitlines()[-1]
     report = json.loads((tmp_path / "Logs/cifar100_wrn34/autoattack.json").read_text())
     assert (report["model"], report["dataset"], report["norm"]) == ("wrn-34-1", "cifar100", "l2")
     assert program("--model-path", path, "--data-dir", tmp_path)[0] == 0  # all of it is read off the file

@@ -12,6 +12,7 @@ from evaluation.autoattack.log import of_each_kind, suite_log
 from evaluation.autoattack.suite import LOGGER, STANDARD, Suite
 from evaluation.results import PerImageResults
 from tests.helpers import verdicts
+from utils.statistics import wilson
 
 
 @pytest.mark.parametrize("num_classes, n", [(10, 200), (100, 150)])
@@ -54,7 +55,9 @@ def test_curve_against_a_loop():
             assert point["accuracy_after"][name] == 100 * len(left) / n
         assert point["robust_accuracy"] == 100 * len(left) / n
         assert point["seconds"] == pytest.approx(sum(outcomes.seconds[index].flatten().tolist()))
-    for key in ("clean_accuracy", "accuracy_after", "robust_accuracy"):
+        for kind in ("clean", "robust"):
+            assert point[f"{kind}_accuracy_95"] == wilson(round(point[f"{kind}_accuracy"] * n / 100), n)
+    for key in ("clean_accuracy", "accuracy_after", "robust_accuracy", "robust_accuracy_95"):
         assert results[key] == results["curve"][2][key]
     assert results["seconds"]["total"] == pytest.approx(results["curve"][2]["seconds"])
     assert results["per_class"][0]["name"] == "a b"
@@ -74,16 +77,10 @@ def test_throughput_counts_the_images_that_each_attack_was_given():
     assert nothing_left["square"] is None
 
 
-def test_dev_is_an_upper_bound_everywhere_and_standard_is_not():
-    figures = {"clean_accuracy": 50.0, "robust_accuracy": 25.0, "epsilon_text": "8/255", "n": 8}
-    dev = {**figures, "version": "dev", "attacks": ["apgd-ce", "apgd-t"]}
-    assert report.claim("dev") == "upper bound" and report.claim("standard") == "standard AutoAttack"
-    assert report.last_line(dev) == (
-        "clean 50.00%  robust 25.00%  (upper bound by AutoAttack dev: apgd-ce,apgd-t, epsilon 8/255, 8 images)"
-    )
-    standard = {**figures, "version": "standard", "attacks": list(STANDARD)}
-    assert report.last_line(standard) == "clean 50.00%  robust 25.00%  (AutoAttack, epsilon 8/255, 8 images)"
-    assert report.claim("custom") not in (report.claim("standard"), report.claim("dev"))
+def test_only_the_standard_suite_is_the_standard_claim():
+    claims = {version: report.claim(version) for version in ("standard", "dev", "custom", "plus", "rand")}
+    assert claims["standard"] == "standard AutoAttack" and claims["dev"] == claims["custom"] == "upper bound"
+    assert claims["plus"] == "at least the standard AutoAttack" and "randomized" in claims["rand"]
 
 
 def test_warnings_of_each_kind_come_once(tmp_path, capsys):
