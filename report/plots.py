@@ -59,6 +59,7 @@ def plot_classes(classes: list[dict[str, Any]], file: Path | BinaryIO) -> None:
     rows = -(-len(classes) // columns)
     size = (5.2 if columns == 1 else 8, 0.2 * rows + 0.8)
     figure = Figure(figsize=size, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1)  # inches; the figures of one column must not touch the next one's names
     grid = figure.subplots(1, columns, squeeze=False)
     for column, axes in enumerate(grid[0]):
         part = classes[column * rows : (column + 1) * rows]
