@@ -262,4 +262,4 @@ def test_benchmark_compares_the_two(tmp_path, monkeypatch, capsys):
         assert sum(figures["ours"]["profile"][step].values()) == pytest.approx(figures["ours"]["seconds"][step])
     text = (tmp_path / "autoattack.md").read_text()
     assert capsys.readouterr().out == text
-    assert f"| **{figures['ratio']:.2f}** |" in text and "0 verdicts differ" in text
+    assert f" **{figures['ratio']:.2f}** |" in text and "0 verdicts differ" in text
