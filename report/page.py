@@ -129,13 +129,14 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def result_line(result: dict[str, Any]) -> str:
-    """Return ``clean NN.NN%  robust NN.NN%  (AutoAttack, epsilon E, N images, 95% interval of robust A to B)``.
+    """Return ``clean NN.NN%  robust NN.NN%  (AutoAttack, epsilon E, N images, robust ±H)``.
 
-    The interval is left out from 10,000 images on, where it is less than one point to either side.
+    H is half of the 95% interval's width; from 10,000 images on, where it is less than one point, it is left out.
     """
     images = f"{result['n']} images"
     if result["n"] < LEADERBOARD_IMAGES:
-        images += f", 95% interval of robust {interval(result['robust_accuracy'], result['n'])}"
+        low, high = accuracy_interval(result["robust_accuracy"], result["n"])
+        images += f", robust ±{(high - low) / 2:.1f}"
     return (
         f"clean {result['clean_accuracy']:.2f}%  robust {result['robust_accuracy']:.2f}%  "
         f"({suite_name(result)}, epsilon {result['epsilon_text']}, {images})"

@@ -89,7 +89,8 @@ def test_standard_evaluation_of_a_training_run(program, checkpoint, tmp_path):
     assert "setting parameters for standard version" in log and "apgd-ce - 1/1 - " in log
     assert (folder / "adversarial.png").read_bytes().startswith(b"\x89PNG")
     clean, robust = report["clean_accuracy"], report["robust_accuracy"]
-    interval = "95% interval of robust {:.1f} to {:.1f}".format(*report["robust_accuracy_95"])
+    low, high = report["robust_accuracy_95"]
+    interval = f"robust ±{(high - low) / 2:.1f}"
     figures = f"clean {clean:.2f}%  robust {robust:.2f}%"
     assert out.splitlines()[-1] == f"{figures}  (AutoAttack, epsilon 0.1, 20 images, {interval})"
     assert re.search(rf"^\| apgd-ce +\| +{report['accuracy_after']['apgd-ce']:.2f}% \|", out, re.MULTILINE)
