@@ -1,10 +1,6 @@
 #!/usr/bin/env bash
-# LBGAT6 (Cui et al., ICCV 2021): CIFAR-100, WRN-34-20. Settings: the authors' published training program.
-# Published: 62.55 clean, 30.20 under AutoAttack at epsilon 0.031 (LBGAT, ICCV 2021, and RobustBench).
-# Cost: 1446 GFLOP per image; in bf16 on one H100 an estimated 5.4 hours (at the 369 TFLOP/s measured for an LBGAT6 step of WRN-34-10).
-# The published weights are of epoch 91 or 92, just after the second decay: student-epoch091.pt is kept for that.
-# Further flags are passed on and win: train_lbgat6_cifar100_wrn34_20.sh --seed 2 --mark lbgat6-cifar100-wrn34-20-seed2
-
+# LBGAT6 (Cui et al., ICCV 2021): CIFAR-100, WRN-34-20; settings of the authors' training program.
+# The published weights are from epoch 91 or 92, just after the second decay: --save-freq 13 saves epoch 91.
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
 exec "$PYTHON" train_lbgat.py \
     --dataset cifar100 --method lbgat --beta 6 --student wrn-34-20 --guide resnet18-guide \

@@ -1,9 +1,5 @@
 #!/usr/bin/env bash
-# MART (Wang et al., ICLR 2020): CIFAR-100, ResNet-18. Settings: the authors' published training program.
-# Published: no AutoAttack figure of this method, network and data set is in results/published.csv.
-# Cost: 29 GFLOP per image; in bf16 on one H100 an estimated 0.2 hours (at the 213 TFLOP/s measured for an LBGAT6 step of ResNet-18).
-# Further flags are passed on and win: train_mart5_cifar100_resnet18.sh --seed 2 --mark mart5-cifar100-resnet18-seed2
-
+# MART5 (Wang et al., ICLR 2020): CIFAR-100, ResNet-18; settings of the authors' training program.
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
 exec "$PYTHON" train_lbgat.py \
     --dataset cifar100 --method mart --beta 5 --student resnet18 \

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# IKL-AT (Cui et al., NeurIPS 2024): CIFAR-100, WRN-34-10; settings of the authors' training program.
+. "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
+exec "$PYTHON" train_lbgat.py \
+    --dataset cifar100 --method ikl --student wrn-34-10 \
+    --alpha 4 --beta 20 --temperature 4 --attack-beta 1 \
+    --epochs 200 --lr 0.2 --schedule cosine \
+    --batch-size 128 --momentum 0.9 --weight-decay 5e-4 \
+    --norm linf --epsilon 8/255 --epsilon-ramp linear --step-ratio 0.5 --num-steps 5 \
+    --awp-gamma 0.005 --awp-start-epoch 10 \
+    --average-every epoch --average-tau 0.9 \
+    --mark ikl-cifar100-wrn34-10 "$@"
