@@ -21,7 +21,7 @@ def lbgat6_wrn16_2_cifar100(pretrained: bool = True) -> nn.Module:
 
 
 def lbgat2_wrn10_1_digits(pretrained: bool = True) -> nn.Module:
-    """WRN-10-1 for the digits of scikit-learn, images (B, 3, 16, 16), trained by LBGAT (beta 2) at l-inf epsilon 0.1."""
+    """WRN-10-1 for the digits of scikit-learn, images (B, 3, 16, 16), by LBGAT (beta 2) at l-inf epsilon 0.1."""
     return _network("wrn-10-1", 10, "quickstart-digits.pt", pretrained)
 
 

@@ -24,8 +24,8 @@ from utils.provenance import PROVENANCE
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = (
-    "lbgat0", "lbgat6", "trades6", "at", "mart6", "at_awp", "trades6_awp", "lbgat_awp", "lbgat_awp_star", "ikl", "gkl",
-    "ikl_autoaugment",
+    "lbgat0", "lbgat6", "trades6", "at", "mart6", "at_awp", "trades6_awp", "lbgat_awp_reconstruction",
+    "lbgat_awp_star_reconstruction", "ikl", "gkl", "ikl_autoaugment",
 )  # fmt: skip
 
 
@@ -47,7 +47,8 @@ def train(recipe: str, args: argparse.Namespace) -> dict[str, Any]:
         "--checkpoint-dir": args.out / "checkpoints",
     }
     flags = [str(part) for item in small.items() for part in item]
-    script = ["bash", str(ROOT / "sh" / f"train_{recipe}_cifar100.sh"), *flags]
+    name = f"train_{recipe}_cifar100.sh" if recipe == "lbgat0" else f"train_{recipe}_cifar100_wrn34_10.sh"
+    script = ["bash", str(ROOT / "sh" / name), *flags]
     if subprocess.run(script, cwd=ROOT).returncode:
         raise UserError(f"{recipe} failed: its output above says why")
     metrics = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])

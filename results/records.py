@@ -122,7 +122,7 @@ def read_recipe(script: Path) -> Recipe:
     if title is None:
         raise UserError(f"{script}: line 2 is no title: write # METHOD (PAPER): DATA SET, NETWORK; SETTINGS.")
     if rest != "$@":
-        raise UserError(f"{script} does not pass on the user's flags: end its command with \"$@\"")
+        raise UserError(f'{script} does not pass on the user\'s flags: end its command with "$@"')
     return Recipe(script, title["method"], flags)
 
 

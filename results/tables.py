@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from report.page import last_line
-from results.records import Records, Recipe, Run, display
+from results.records import Recipe, Records, Run, display
 from utils.options import format_epsilon
 
 Link = Callable[[Path, str], str]  # (target, text) -> Markdown
@@ -59,7 +59,7 @@ def status(records: Records, link: Link) -> str:
     sentence = f"{done} with a published figure {verb} been trained at full length here yet"
     if shorter:
         names = ", ".join(link(r.script, r.name) for r in shorter)
-        sentence += f"; measured is the shorter recipe {names}"
+        sentence += f"; measured so far, with a shorter schedule: {names}"
     return sentence + "."
 
 

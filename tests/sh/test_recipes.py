@@ -1,138 +1,167 @@
-"""Every script of sh/ that trains: its settings are the recipe's, and its first lines are what the files say."""
+"""The recipe scripts in sh/: names, titles, and the settings of the published recipes."""
 
 import re
 
 import pytest
 
-from benchmarks.cost import cost, step_gflop
-from results.build_tables import DATASETS, network, read_published, read_recipes
+from results.records import Records, display
 
-RECIPES = read_recipes()
-PUBLISHED = {row["recipe"]: row for row in read_published() if row["recipe"]}
+RECORDS = Records()
+RECIPES = RECORDS.recipes
+PUBLISHED_ENTRY_POINT = "train_lbgat0_cifar100.sh"
+VARY = {"--mark", "--dataset"}  # within a family, besides what its test names
 
-ATTACK = {"norm": "linf", "epsilon": 0.031, "step_size": 0.007, "num_steps": 10}
-COMMON = {"batch_size": 128, "momentum": 0.9, "weight_decay": 2e-4, "lr": 0.1, **ATTACK}
-LBGAT = {"method": "lbgat", "guide": "resnet18-guide"}
-PUBLISHED_LBGAT = {**LBGAT, "epochs": 100, "warmup_factor": 0.2, "decay_epochs": (76, 91)}
-TRADES = {"method": "trades", "epochs": 76, "warmup_factor": 1, "decay_epochs": (75, 90, 100)}
-SHORT = {"epochs": 30, "decay_epochs": (23, 28)}
-MART = {"method": "mart", "warmup_factor": 1}
+
+def flags(name: str) -> dict[str, str]:
+    """The flags that a script passes to train_lbgat.py, in its own spelling."""
+    words = RECIPES[name].flags
+    assert all(word.startswith("--") for word in words[::2])
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def common(names: list[str], *vary: str) -> dict[str, str]:
+    """The flags that all the scripts share, after making sure that they differ in nothing but those named."""
+    kept = [{k: v for k, v in flags(name).items() if k not in VARY | set(vary)} for name in names]
+    assert len(names) > 1 and all(other == kept[0] for other in kept), names
+    return kept[0]
+
+
+def named(pattern: str) -> list[str]:
+    return [name for name in RECIPES if re.fullmatch(pattern, name)]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_script_is_named_after_its_mark(name: str):
+    script = RECIPES[name].script.name
+    if script == PUBLISHED_ENTRY_POINT:
+        assert name == "lbgat0-cifar100-wrn34-10"
+    else:
+        assert script == f"train_{name.replace('-', '_')}.sh"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_mark_and_title_name_data_set_network_and_kind(name: str):
+    recipe, title = RECIPES[name], RECIPES[name].script.read_text().splitlines()[1]
+    config = recipe.config
+    assert name.endswith(f"-{config.dataset}-{config.student.replace('wrn-', 'wrn')}")
+    assert f": {display(config.dataset)}, {display(config.student)}; " in title
+    assert ("RECONSTRUCTION" in title) == ("-reconstruction-" in name)
+    assert (" in 30 epochs" in recipe.method) == ("-short-" in name) == (config.epochs == 30)
+
+
+def test_every_published_method_of_ours_has_a_script():
+    ours = re.compile(r"(LBGAT[06]|LBGAT-AWP\*?|TRADES6|TRADES-AWP|AT|AT-AWP|IKL-AT( \+ AutoAugment)?)")
+    rows = [row for row in RECORDS.published if ours.fullmatch(row["method"]) and not row["extra_data"]]
+    assert len(rows) == 16
+    assert all(sum(recipe.publishes(row) for recipe in RECIPES.values()) == 1 for row in rows)
+
+
+def test_no_script_is_without_a_family():
+    in_families = {name for pattern in FAMILIES for name in named(pattern)}
+    assert in_families == RECIPES.keys()
+
+
+ATTACK = {"--norm": "linf", "--epsilon": "0.031", "--step-size": "0.007", "--num-steps": "10"}
+SGD = {"--batch-size": "128", "--momentum": "0.9"}
+STEPS = {"--lr": "0.1", "--warmup-factor": "1"}
 AWP = {
-    "epochs": 200, "warmup_factor": 1, "decay_epochs": (100, 150), "weight_decay": 5e-4, "epsilon": 8 / 255,
-    "step_size": 2 / 255, "awp_gamma": 0.005, "awp_start_epoch": 10,
+    **SGD, **STEPS, "--epochs": "200", "--decay-epochs": "100,150", "--weight-decay": "5e-4", "--norm": "linf",
+    "--epsilon": "8/255", "--step-size": "2/255", "--num-steps": "10",
 }  # fmt: skip
 RAMP = {
-    "epochs": 200, "lr": 0.2, "schedule": "cosine", "weight_decay": 5e-4, "epsilon": 8 / 255, "epsilon_ramp": "linear",
-    "step_ratio": 0.5, "num_steps": 5, "awp_gamma": 0.005, "awp_start_epoch": 10, "average_every": "epoch",
-    "average_tau": 0.9,
+    **SGD, "--epochs": "200", "--lr": "0.2", "--schedule": "cosine", "--weight-decay": "5e-4", "--norm": "linf",
+    "--epsilon": "8/255", "--epsilon-ramp": "linear", "--step-ratio": "0.5", "--num-steps": "5",
+    "--awp-gamma": "0.005", "--awp-start-epoch": "10", "--average-every": "epoch", "--average-tau": "0.9",
 }  # fmt: skip
-IKL = {"method": "ikl", "alpha": 4, "beta": 20, "temperature": 4, **RAMP}
-GKL = {**IKL, "method": "gkl", "temperature": 1}
-ON_CIFAR100, ON_CIFAR10 = {"attack_beta": 1}, {"attack_beta": 0}
-
-EXPECTED = {
-    "lbgat0-cifar100-wrn34-10": {**PUBLISHED_LBGAT, "beta": 0},
-    "lbgat6-cifar100-wrn34-10": {**PUBLISHED_LBGAT, "beta": 6},
-    "lbgat6-cifar100-wrn34-20": {**PUBLISHED_LBGAT, "beta": 6},
-    "lbgat0-cifar10-wrn34-10": {**PUBLISHED_LBGAT, "beta": 0},
-    "lbgat0-cifar10-wrn34-20": {**PUBLISHED_LBGAT, "beta": 0},
-    "ikl-cifar100-wrn34-10": {**IKL, **ON_CIFAR100},
-    "ikl-cifar10-wrn34-10": {**IKL, **ON_CIFAR10},
-    "gkl-cifar100-wrn34-10": {**GKL, **ON_CIFAR100, "gamma": 0.4},
-    "gkl-cifar10-wrn34-10": {**GKL, **ON_CIFAR10, "gamma": 0.2},
-}
-for dataset in ("cifar10", "cifar100"):
-    EXPECTED |= {
-        f"trades6-{dataset}-wrn34-10": {**TRADES, "beta": 6},
-        f"at-{dataset}-wrn34-10": {**TRADES, "method": "at"},
-        f"mart6-{dataset}-wrn34-10": {**MART, "beta": 6, "epochs": 90, "decay_epochs": (75, 90), "weight_decay": 7e-4},
-        f"mart5-{dataset}-resnet18": {
-            **MART, "beta": 5, "epochs": 120, "decay_epochs": (75, 90, 100), "lr": 0.01, "weight_decay": 3.5e-3
-        },
-        f"at-awp-{dataset}-wrn34-10": {**AWP, "method": "at", "awp_gamma": 0.01, "awp_start_epoch": 1},
-        f"trades6-awp-{dataset}-wrn34-10": {**AWP, "method": "trades", "beta": 6},
-        f"lbgat-awp-reconstruction-{dataset}-wrn34-10": {**LBGAT, **AWP, "beta": 6},
-        f"lbgat-awp-star-reconstruction-{dataset}-wrn34-10": {**LBGAT, **RAMP, "beta": 9},
-        f"ikl-autoaugment-{dataset}-wrn34-10": {
-            **EXPECTED[f"ikl-{dataset}-wrn34-10"], "augment": "autoaugment", "augment_view_weight": 0.3
-        },
-    }  # fmt: skip
-for student in ("wrn34-10", "resnet18"):
-    EXPECTED |= {
-        f"lbgat0-short-cifar100-{student}": {**LBGAT, **SHORT, "beta": 0, "warmup_factor": 0.2},
-        f"lbgat6-short-cifar100-{student}": {**LBGAT, **SHORT, "beta": 6, "warmup_factor": 0.2},
-        f"trades6-short-cifar100-{student}": {**SHORT, "method": "trades", "beta": 6, "warmup_factor": 1},
-    }
-
-
-def header(name):
-    lines = RECIPES[name].script.read_text().splitlines()
-    return [line.removeprefix("# ") for line in lines[1:] if line.startswith("# ")]
-
-
-def test_every_recipe_has_a_script_and_every_script_a_recipe():
-    assert RECIPES.keys() == EXPECTED.keys()
-    assert PUBLISHED.keys() <= RECIPES.keys()
-
-
-@pytest.mark.parametrize("name", EXPECTED)
-def test_settings(name):
-    """The script spells out every setting of the recipe, and leaves all others at their defaults."""
-    config, text = RECIPES[name].config, RECIPES[name].script.read_text()
-    dataset, student = re.search(r"(cifar\d+)-(.*)", name).groups()
-    expected = {**COMMON, **EXPECTED[name], "dataset": dataset, "student": student.replace("wrn", "wrn-"), "mark": name}
-    if "step_ratio" in expected:
-        del expected["step_size"]
-    assert {key: getattr(config, key) for key in expected} == expected
-    flags = {"--" + key.replace("_", "-") for key in expected}
-    spelled = set(re.findall(r"(?<=\s)--[a-z-]+", text.split("train_lbgat.py", 1)[1]))
-    assert flags <= spelled and spelled - flags <= {"--save-freq"}
+LBGAT = {"--method": "lbgat", "--guide": "resnet18-guide"}
+# By pattern of the names: the flags that vary within the family, and all others. Every flag of a script is in here.
+FAMILIES = {
+    r"lbgat[06]-cifar.*": (
+        {"--beta", "--student"},
+        {**LBGAT, **SGD, **ATTACK, "--lr": "0.1", "--warmup-factor": "0.2", "--epochs": "100",
+         "--decay-epochs": "76,91", "--weight-decay": "2e-4", "--save-freq": "13"},
+    ),
+    r"lbgat[06]-short-.*": (
+        {"--beta", "--student"},
+        {**LBGAT, **SGD, **ATTACK, "--lr": "0.1", "--warmup-factor": "0.2", "--epochs": "30",
+         "--decay-epochs": "23,28", "--weight-decay": "2e-4"},
+    ),
+    r"(trades6|at)-cifar.*": (
+        {"--method", "--beta"},
+        {**SGD, **STEPS, **ATTACK, "--student": "wrn-34-10", "--epochs": "76", "--decay-epochs": "75,90,100",
+         "--weight-decay": "2e-4"},
+    ),
+    r"trades6-short-.*": (
+        {"--student"},
+        {**SGD, **STEPS, **ATTACK, "--method": "trades", "--beta": "6", "--epochs": "30", "--decay-epochs": "23,28",
+         "--weight-decay": "2e-4"},
+    ),
+    r"mart6-.*": (
+        set(),
+        {**SGD, **STEPS, **ATTACK, "--method": "mart", "--beta": "6", "--student": "wrn-34-10", "--epochs": "90",
+         "--decay-epochs": "75,90", "--weight-decay": "7e-4"},
+    ),
+    r"mart5-.*": (
+        set(),
+        {**SGD, **STEPS, **ATTACK, "--method": "mart", "--beta": "5", "--student": "resnet18", "--epochs": "120",
+         "--lr": "0.01", "--decay-epochs": "75,90,100", "--weight-decay": "3.5e-3"},
+    ),
+    r"at-awp-.*": (
+        set(),
+        {**AWP, "--method": "at", "--student": "wrn-34-10", "--awp-gamma": "0.01", "--awp-start-epoch": "1"},
+    ),
+    r"(trades6-awp|lbgat-awp-reconstruction)-.*": (
+        {"--method", "--guide"},
+        {**AWP, "--beta": "6", "--student": "wrn-34-10", "--awp-gamma": "0.005", "--awp-start-epoch": "10"},
+    ),
+    r"lbgat-awp-star-reconstruction-.*": (
+        set(),
+        {**LBGAT, **RAMP, "--beta": "9", "--student": "wrn-34-10"},
+    ),
+    r"(ikl|ikl-autoaugment|gkl)-.*": (
+        {"--method", "--temperature", "--gamma", "--attack-beta", "--augment", "--augment-view-weight"},
+        {**RAMP, "--alpha": "4", "--beta": "20", "--student": "wrn-34-10"},
+    ),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", EXPECTED)
-def test_first_lines(name):
-    first, published, price, *_ = header(name)
-    config = RECIPES[name].config
-    assert f": {DATASETS[config.dataset]}, {network(config.student)}. Settings: " in first
-    assert ("RECONSTRUCTION" in first) == ("reconstruction" in name)
-    assert ("Settings: ours" in first) == ("short" in name)
-    if name in PUBLISHED:
-        row = PUBLISHED[name]
-        figures = f"{row['clean']} clean, {row['autoattack']} under AutoAttack at epsilon {row['epsilon']} ("
-        assert published.startswith(f"Published: {figures}")
-        assert (row["dataset"], row["architecture"].lower()) == (config.dataset, network(config.student).lower())
-    else:
-        assert published.startswith("Published: no") and not re.search(r"\d\d\.\d\d", published)
-    assert price == f"Cost: {cost(config, stated_gflop(name))}."
+@pytest.mark.parametrize("pattern", FAMILIES)
+def test_a_family_differs_only_in_what_varies(pattern: str):
+    vary, settings = FAMILIES[pattern]
+    assert common(named(pattern), *vary) == settings
 
 
-def stated_gflop(name):
-    return int(re.search(r"Cost: (\d+) GFLOP", RECIPES[name].script.read_text())[1])
+@pytest.mark.parametrize("name", named(r"lbgat[06]-.*"))
+def test_lbgat_beta_is_in_the_name(name: str):
+    assert flags(name)["--beta"] == name[len("lbgat")]
 
 
-FORWARD, GUIDE, RESNET18 = 13.318, 3.527, 1.111  # GFLOP of one forward pass
+def test_what_varies_between_trades_and_at():
+    assert all(("--beta" in flags(name)) == name.startswith("trades") for name in named(r"(trades6|at)-cifar.*"))
+    assert {flags(name)["--beta"] for name in named(r"trades6-.*")} == {"6"}
+    assert all(("--guide" in flags(name)) == name.startswith("lbgat") for name in RECIPES)
 
 
-@pytest.mark.parametrize(
-    ("name", "gflop"),
-    [
-        ("lbgat6-cifar100-wrn34-10", 27 * FORWARD + 3 * GUIDE),
-        ("lbgat0-cifar100-wrn34-10", 25 * FORWARD + 3 * GUIDE),
-        ("trades6-cifar100-wrn34-10", 28 * FORWARD),
-        ("at-cifar100-wrn34-10", 23 * FORWARD),
-        ("mart6-cifar100-wrn34-10", 26 * FORWARD),
-        ("mart5-cifar100-resnet18", 26 * RESNET18),
-        ("at-awp-cifar100-wrn34-10", 26 * FORWARD),
-        ("ikl-cifar100-wrn34-10", 23 * FORWARD),
-        ("ikl-autoaugment-cifar100-wrn34-10", 2 * 23 * FORWARD),
-    ],
-)
-def test_cost_in_forward_passes(name, gflop):
-    """The student: 1 for the clean logits where the attack looks at them, 2 per attack step, 3 per trained pass, 1 per
-    pass without gradient; weight perturbation runs the trained passes twice. The guide: 3."""
-    assert stated_gflop(name) == pytest.approx(gflop, rel=0.01, abs=0.6)
+def test_what_varies_between_ikl_and_gkl():
+    """The attack has the wMSE term on CIFAR-100 alone; GKL's exponent and temperature are its own."""
+    for name in named(r"(ikl|ikl-autoaugment|gkl)-.*"):
+        own, method = flags(name), name.split("-")[0]
+        assert own["--method"] == method
+        assert own["--attack-beta"] == ("1" if own["--dataset"] == "cifar100" else "0")
+        assert own["--temperature"] == {"ikl": "4", "gkl": "1"}[method]
+        gkl_gamma = {"cifar100": "0.4", "cifar10": "0.2"}[own["--dataset"]]
+        assert own.get("--gamma") == (gkl_gamma if method == "gkl" else None)
+        view = ("autoaugment", "0.3") if "autoaugment" in name else (None, None)
+        assert (own.get("--augment"), own.get("--augment-view-weight")) == view
 
 
-@pytest.mark.parametrize("name", ["lbgat6-short-cifar100-resnet18", "mart5-cifar10-resnet18"])
-def test_cost_is_counted(name):
-    assert stated_gflop(name) == round(step_gflop(RECIPES[name].config))
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_parser_reads_the_flags_as_they_are_written(name: str):
+    """No flag is one of the published program's aliases, and numbers and names arrive."""
+    config, own = RECIPES[name].config, flags(name)
+    assert (config.mark, config.dataset, config.student, config.method) == (
+        name, own["--dataset"], own["--student"], own["--method"],
+    )  # fmt: skip
+    assert (config.epochs, config.lr, config.weight_decay) == (
+        int(own["--epochs"]), float(own["--lr"]), float(own["--weight-decay"]),
+    )  # fmt: skip
