@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import TrainConfig, parse_train
-from engine.train_state import MAY_CHANGE_ON_RESUME
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-NOT_PART_OF_A_RECIPE = (MAY_CHANGE_ON_RESUME - {"epochs"}) | {"seed", "precision", "val_size", "eval_size"}
+NOT_PART_OF_A_RECIPE = {
+    "checkpoint_dir", "compile", "data_dir", "device", "eval_size", "extra_data", "log_dir", "log_interval", "mark",
+    "max_minutes", "patience", "precision", "resume", "save_freq", "seed", "val_size",
+}  # fmt: skip
 NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "resnet18": "ResNet-18", "resnet18-guide": "ResNet-18 (guide)"}
 TITLE = re.compile(r"# (?P<method>.+?) \(.+?\): (?P<dataset>\S+), (?P<network>\S+); .+\.")
 

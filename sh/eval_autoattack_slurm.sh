@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# AutoAttack on the GPUs of a cluster, from the repository's root: sbatch [--nodes=2 ...] sh/eval_autoattack_slurm.sh
-# --checkpoint FILE [...]. Ended by the time limit or by a node, the same command goes on with what is not finished.
+# Run AutoAttack on the GPUs of a cluster, from the repository's root:
+# sbatch [--nodes=2 ...] sh/eval_autoattack_slurm.sh --checkpoint FILE [...]
+# After a time limit or a failure of a node, submit the same command again: it resumes.
 #SBATCH --job-name=autoattack
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -9,7 +10,7 @@
 #SBATCH --time=24:00:00
 #SBATCH --output=autoattack-%j.out
 
-# Slurm runs a copy of this file, which lies elsewhere.
+# Slurm runs a copy of this file from another folder.
 cd "${SLURM_SUBMIT_DIR:?submit this script: sbatch sh/eval_autoattack_slurm.sh --checkpoint FILE}"
 . sh/_env.sh requirements.txt
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# From a bare machine to a measured robust network, on real handwritten digits (16x16, shipped with scikit-learn):
-# sets up, trains a small LBGAT student and its guide, attacks the student with the standard AutoAttack, and draws.
-# Further flags go to the training: quickstart.sh --method natural --mark quickstart-natural is the twin without defence.
+# Train a small LBGAT student and its guide on real handwritten digits (16x16, shipped with scikit-learn), attack the
+# student with the standard AutoAttack, and draw curves and adversarial examples.
+# Further flags go to the training: quickstart.sh --method natural --mark quickstart-natural trains without an attack.
 
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements-dev.txt
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # the networks are tiny: on a busy machine threads would wait for each other
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # more threads slow tiny networks down
 set -- \
     --dataset digits --method lbgat --beta 2 --student wrn-10-1 --guide wrn-10-1 \
     --epochs 40 --lr 0.1 --warmup-factor 0.2 --decay-epochs 32,37 \
@@ -13,7 +13,7 @@ set -- \
     --val-size 137 --save-freq 40 --mark quickstart "$@"
 "$PYTHON" train_lbgat.py "$@"
 
-# The evaluation takes from the training's flags what both must share.
+# The evaluation uses the training's epsilon, norm, device and folders.
 { read -r logs; read -r checkpoint; read -r epsilon; read -r norm; read -r device; } < <("$PYTHON" - "$@" <<'EOF'
 import sys
 from engine.config import parse_train

@@ -52,7 +52,8 @@ def test_flags_of_the_user_win(stub: Path):
     own = ["--epsilon", "8/255", "--mark", "mine", "--data-dir", "a b"]
     flags = arguments(stub, "train_lbgat6_cifar100_wrn34_10.sh", *own)
     config = parse_train(flags[1:])
-    assert (config.epsilon, config.mark, config.data_dir, config.beta) == (8 / 255, "mine", "a b", 6)
+    assert (config.epsilon, config.mark, config.data_dir) == (8 / 255, "mine", "a b")
+    assert (config.epochs, config.student) == (100, "wrn-34-10")
 
 
 # -- the environment -------------------------------------------------------------------------------------------------
