@@ -11,7 +11,6 @@ from results.records import Recipe, Records, Run, display
 from utils.options import format_epsilon
 
 Link = Callable[[Path, str], str]  # (target, text) -> Markdown
-EMPTY = "–"
 NO_RUNS = "Nothing has been measured yet."
 CIFAR_IMAGES = 50_000
 
@@ -128,7 +127,7 @@ def is_quickstart(run: Run) -> bool:
 
 def attack_cells(run: Run) -> list[list[str]]:
     """Of each report: figures, images, and what the epoch was chosen on; one empty row if there is none."""
-    return [[attacked(r), f"{r['n']:,}", chosen_on(run, r)] for r in run.reports] or [[EMPTY] * 3]
+    return [[attacked(r), f"{r['n']:,}", chosen_on(run, r)] for r in run.reports] or [[""] * 3]
 
 
 def last_epoch(run: Run) -> str:

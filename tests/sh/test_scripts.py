@@ -56,6 +56,17 @@ def test_flags_of_the_user_win(stub: Path):
     assert (config.epochs, config.student) == (100, "wrn-34-10")
 
 
+@pytest.mark.parametrize(
+    ("own", "method"), [([], "lbgat"), (["--method", "natural", "--mark", "q"], "natural"), (["--method=at"], "at")]
+)
+def test_quickstart_of_another_method_has_no_beta(stub: Path, own: list[str], method: str):
+    lines = arguments(stub, "quickstart.sh", *own)
+    flags = lines[1 : next(i for i, line in enumerate(lines) if line.startswith("curves: "))]
+    config = parse_train(flags)
+    assert (config.dataset, config.method, config.epochs) == ("digits", method, 40)
+    assert ("--beta" in flags) == (method == "lbgat")
+
+
 # -- the environment -------------------------------------------------------------------------------------------------
 
 
