@@ -1,7 +1,6 @@
 """Everything that the tables are made of: the recipes in sh/, published.csv, and the runs in results/."""
 
 import csv
-import dataclasses
 import json
 import re
 import shlex
@@ -69,7 +68,7 @@ class Run:
 
     def reproduces(self, recipe: Recipe) -> bool:
         """Whether the run bears the recipe's name and its settings are the recipe's, in all that is part of one."""
-        settings = json.loads(json.dumps(dataclasses.asdict(recipe.config)))
+        settings = json.loads(json.dumps(recipe.config.as_dict()))
         compared = settings.keys() - NOT_PART_OF_A_RECIPE
         return self.folder.name == recipe.name and all(self.config.get(key) == settings[key] for key in compared)
 

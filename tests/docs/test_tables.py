@@ -1,6 +1,5 @@
 """The tables of README.md and docs/: up to date, and made of the records as they should be."""
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -48,7 +47,7 @@ def root(tmp_path: Path) -> Path:
 def add_run(root: Path, name: str, recipe: str, reports: int = 1, **changes):
     folder = root / "results" / name
     folder.mkdir()
-    config = {**dataclasses.asdict(Records(root).recipes[recipe].config), "hardware": "a machine", **changes}
+    config = {**Records(root).recipes[recipe].config.as_dict(), "hardware": "a machine", **changes}
     (folder / "config.json").write_text(json.dumps(config))
     epoch = {"epoch": 100, "student_clean": 71.234, "student_robust": 31.0, "robust_images": 1000, "split": "test"}
     (folder / "metrics.jsonl").write_text(json.dumps(epoch) + "\n")
