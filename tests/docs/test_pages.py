@@ -135,5 +135,17 @@ def test_files_in_the_prose_exist(page: Path):
         assert find_spec(module), module
 
 
+def test_python_example_runs(monkeypatch, capsys):
+    """The example of docs/evaluation.md, with fewer images and one attack."""
+    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/evaluation.md").read_text(), re.DOTALL | re.MULTILINE)
+    for old, new in (("[:100]", "[:10]"), ("epsilon=0.1)", 'epsilon=0.1, version="custom", attacks=["apgd-ce"])')):
+        assert old in code
+        code = code.replace(old, new)
+    monkeypatch.chdir(ROOT)
+    exec(compile(code, "docs/evaluation.md", "exec"), {})
+    clean, robust, shape = capsys.readouterr().out.split(maxsplit=2)
+    assert 80 <= float(clean) <= 100 and float(robust) <= float(clean) and shape == "torch.Size([10, 3, 16, 16])\n"
+
+
 def test_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) < 150
