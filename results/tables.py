@@ -6,20 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from report.page import last_line
+from report.page import interval, result_line
+from results.benchmark_tables import Link, agreement_table, front_end_table, included, markdown_table, speed_table
 from results.records import Recipe, Records, Run, display
 from utils.options import format_epsilon
 
-Link = Callable[[Path, str], str]  # (target, text) -> Markdown
-NO_RUNS = "Nothing has been measured yet."
 CIFAR_IMAGES = 50_000
-
-
-def markdown_table(head: list[str], rows: list[list[str]]) -> str:
-    if not rows:
-        return NO_RUNS
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def accuracies(clean: float, robust: float) -> str:
@@ -77,10 +69,14 @@ def headline(records: Records, link: Link) -> str:
                 measured += f" ({suite(report)})"
             same = row and row["epsilon"] == report["epsilon_text"]
             figures = [report["epsilon_text"], published if same else "", measured]
-            rows.append([*start, *figures, f"{run.epochs[-1]['epoch']}", f"{report['n']:,}"])
+            sample = [f"{report['n']:,}", interval(report["robust_accuracy"], report["n"])]
+            rows.append([*start, *figures, f"{run.epochs[-1]['epoch']}", *sample])
         if row and not run:
-            rows.append([*start, row["epsilon"], published, "", "", ""])
-    head = ["data set", "method", "network", "epsilon", "published", "measured", "epochs", "images attacked"]
+            rows.append([*start, row["epsilon"], published, "", "", "", ""])
+    head = [
+        "data set", "method", "network", "epsilon", "published", "measured", "epochs", "images attacked",
+        "95% interval of robust",
+    ]  # fmt: skip
     return markdown_table(head, rows)
 
 
@@ -126,8 +122,10 @@ def is_quickstart(run: Run) -> bool:
 
 
 def attack_cells(run: Run) -> list[list[str]]:
-    """Of each report: figures, images, and what the epoch was chosen on; one empty row if there is none."""
-    return [[attacked(r), f"{r['n']:,}", chosen_on(run, r)] for r in run.reports] or [[""] * 3]
+    """Of each report: figures, images, interval and what the epoch was chosen on; one empty row if there is none."""
+    return [
+        [attacked(r), f"{r['n']:,}", interval(r["robust_accuracy"], r["n"]), chosen_on(run, r)] for r in run.reports
+    ] or [[""] * 4]
 
 
 def last_epoch(run: Run) -> str:
@@ -153,7 +151,7 @@ def runs_table(records: Records, link: Link) -> str:
         rows += [[*start, *cells, config["hardware"]] for cells in attack_cells(run)]
     head = [
         "run", "data set", "network", "epochs", "clean / PGD-20 after the last epoch", "clean / AutoAttack",
-        "images attacked", "epoch chosen on", "hardware",
+        "images attacked", "95% interval of robust", "epoch chosen on", "hardware",
     ]  # fmt: skip
     return markdown_table(head, rows)
 
@@ -166,12 +164,13 @@ def quickstart_table(records: Records, link: Link) -> str:
         if is_quickstart(run)
         for cells in attack_cells(run)
     ]
-    return markdown_table(["method", "clean / AutoAttack", "images attacked", "epoch chosen on", "hardware"], rows)
+    head = ["method", "clean / AutoAttack", "images attacked", "95% interval of robust", "epoch chosen on", "hardware"]
+    return markdown_table(head, rows)
 
 
 def quickstart_line(records: Records, link: Link) -> str:
     """The last line that quickstart.sh prints."""
-    return f"```\n{last_line(records.runs['quickstart-digits'].reports[0])}\n```"
+    return f"```\n{result_line(records.runs['quickstart-digits'].reports[0])}\n```"
 
 
 def others_table(records: Records, link: Link) -> str:
@@ -189,86 +188,6 @@ def others_table(records: Records, link: Link) -> str:
         if not any(recipe.publishes(row) for recipe in records.recipes.values())
     ]
     return markdown_table(["data set", "method", "network", "extra data", "clean / AutoAttack", "source"], rows)
-
-
-# -- benchmarks --------------------------------------------------------------------------------------------------------
-
-
-def speed_table(records: Records, link: Link) -> str:
-    """Every file of benchmarks/train_step.py under results/."""
-    rows = []
-    for path, figures in records.json_files("**/*.json").items():
-        if not isinstance(figures, dict) or "fraction_of_peak" not in figures:
-            continue
-        a = figures["arguments"]
-        rows.append(
-            [
-                link(path, display(a["student"])),
-                display(a["guide"]),
-                f"{a['batch_size']}",
-                a["precision"],
-                f"{figures['ratio']:.2f}",
-                f"{figures['images_per_second']:.1f}",
-                f"{figures['gflops_per_second']:,.0f} ({figures['fraction_of_peak']:.0%})",
-                f"{figures['peak_memory_mib']:.0f}",
-                figures["hardware"],
-            ]
-        )
-    head = [
-        "student", "guide", "batch", "precision", "times the reference's speed", "images/s", "GFLOP/s (of the peak)",
-        "memory, MiB", "hardware",
-    ]  # fmt: skip
-    return markdown_table(head, rows)
-
-
-def front_end_table(records: Records, link: Link) -> str:
-    """Every file of benchmarks/autoattack.py under results/: AutoAttack here against the authors' front end."""
-    rows = []
-    for path, figures in records.json_files("**/autoattack.json").items():
-        if "front end" not in figures:
-            continue
-        a = figures["arguments"]
-        rows.append(
-            [
-                link(path.parent, str(path.parent.relative_to(records.root / "results"))),
-                display(figures["network"]),
-                display(figures["dataset"]),
-                f"{a['norm']} {format_epsilon(float(a['epsilon']))}",
-                f"{figures['images']:,}",
-                a["batch_size"],
-                f"{figures['robust']['front end']}",
-                f"{len(figures['differences'])}",
-                f"{figures['cpu_ratio']:.2f}",
-            ]
-        )
-    head = [
-        "result", "network", "data set", "epsilon", "images", "batch", "robust", "images judged differently",
-        "CPU time / front end's CPU time",
-    ]  # fmt: skip
-    return markdown_table(head, rows)
-
-
-def agreement_table(records: Records, link: Link) -> str:
-    """Every file of benchmarks/agreement.py: PGD-20 here and in other libraries."""
-    rows = [
-        [
-            link(path.parent, path.parent.name),
-            display(figures["model"]),
-            f"{figures['n']}",
-            format_epsilon(figures["epsilon"]),
-            *(f"{figures['accuracy'][name]:.2f}" for name in ("ours", *figures["differs_from_ours"])),
-            f"{sum(figures['differs_from_ours'].values())}",
-        ]
-        for path, figures in records.json_files("*/agreement.json").items()
-    ]
-    head = ["result", "network", "images", "epsilon", "here", "torchattacks", "foolbox", "images judged differently"]
-    return markdown_table(head, rows)
-
-
-def included(pattern: str, records: Records, link: Link) -> str:
-    """What the benchmarks wrote as Markdown, each with a link to its folder."""
-    paths = sorted((records.root / "results").glob(pattern))
-    return "\n\n".join(f"{link(p.parent, p.parent.name)}: {p.read_text().strip()}" for p in paths) or NO_RUNS
 
 
 TABLES: dict[str, Callable[[Records, Link], str]] = {

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cost import step_gflop
+from results.benchmark_tables import NO_RUNS
 from results.build_tables import build, pages
 from results.records import Records
-from results.tables import NO_RUNS, TABLES
+from results.tables import TABLES
 from tests.helpers import ROOT
 from utils.errors import UserError
 
@@ -79,12 +80,19 @@ def test_published_beside_measured(root: Path):
     (row,) = rows(root, "recipes", "[train_lbgat0_cifar100.sh]")
     assert row[-1] == "[70.13 / 27.00 at 0.031, 10,000 images], [70.13 / 26.00 at 8/255, 10,000 images]"
     first, second = rows(root, "headline", "CIFAR-100", "LBGAT0", "WRN-34-10")
-    assert first[3:] == ["0.031", "70.25 / 27.16", "[70.13 / 27.00]", "100", "10,000"]
-    assert second[3:] == ["8/255", "", "[70.13 / 26.00]", "100", "10,000"]  # published at another epsilon
+    assert first[3:] == ["0.031", "70.25 / 27.16", "[70.13 / 27.00]", "100", "10,000", "26.1 to 27.9"]
+    assert second[3:] == [
+        "8/255",
+        "",
+        "[70.13 / 26.00]",
+        "100",
+        "10,000",
+        "25.1 to 26.9",
+    ]  # published at another epsilon
     assert TABLES["status"](Records(root), plain_link).startswith("1 of the 16 recipes with a published figure has")
     first, second = rows(root, "runs", f"[{RECIPE}]")
-    assert first[5:8] == ["70.13 / 27.00 at 0.031", "10,000", "last epoch, not chosen"]
-    assert second[5:8] == ["70.13 / 26.00 at 8/255", "10,000", "epoch 91, not chosen"]
+    assert first[5:9] == ["70.13 / 27.00 at 0.031", "10,000", "26.1 to 27.9", "last epoch, not chosen"]
+    assert second[5:9] == ["70.13 / 26.00 at 8/255", "10,000", "25.1 to 26.9", "epoch 91, not chosen"]
 
 
 def test_a_run_with_other_settings_reproduces_nothing(root: Path):
@@ -98,14 +106,14 @@ def test_a_run_with_other_settings_reproduces_nothing(root: Path):
 def test_a_shorter_recipe_has_no_published_figure(root: Path):
     add_run(root, SHORT, SHORT)
     (row,) = rows(root, "headline", "LBGAT0 in 30 epochs")
-    assert row[3:] == ["0.031", "", "[70.13 / 27.00]", "100", "10,000"]
+    assert row[3:] == ["0.031", "", "[70.13 / 27.00]", "100", "10,000", "26.1 to 27.9"]
     assert f"with a shorter schedule: [{SHORT}]" in TABLES["status"](Records(root), plain_link)
 
 
 def test_a_run_that_was_not_attacked(root: Path):
     add_run(root, "tiny", RECIPE, reports=0, student="wrn-10-1", limit_train=20000)
     (row,) = rows(root, "runs", "[tiny]")
-    assert row[2:4] == ["WRN-10-1", "100 of 20000 images"] and row[-4:] == ["", "", "", "a machine"]
+    assert row[2:4] == ["WRN-10-1", "100 of 20000 images"] and row[-5:] == ["", "", "", "", "a machine"]
 
 
 def test_every_published_figure_is_in_exactly_one_table():
