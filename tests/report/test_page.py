@@ -153,7 +153,7 @@ def test_only_the_standard_suite_is_not_called_an_upper_bound(
     tmp_path, make_result, read, version, attacks, name, sentence
 ):
     result = make_result(version=version, attacks=attacks)
-    assert suite_name(result) == name and f"({name}, epsilon 0.1, 200 images, 95%" in result_line(result)
+    assert suite_name(result) == name and f"({name}, epsilon 0.1, 200 images, robust ±" in result_line(result)
     write_pages(tmp_path, result)
     page, text = read(tmp_path)
     for told_by in (plain(page.text), plain(text)):
