@@ -1,8 +1,8 @@
-"""AutoAttack (Croce & Hein 2020) in chunks: which attack broke which image, how long each took, and where to go on.
+"""AutoAttack (Croce & Hein 2020) on chunks of images, at one or more epsilons: which attack broke which image.
 
-The attacks are the authors' own (``engine/suite.py``). Each is called once for a chunk, on the images that the attacks
-before left robust. Each attack seeds itself, so this gives the same verdict as one call of the front end per chunk, and
-tells in addition which attack broke an image. For the same reason a chunk may be left and gone on with between attacks.
+The attacks are the authors' own (``evaluation/autoattack/suite.py``). Each is called once a chunk, on the images that
+are still correct. Each attack seeds itself, so this gives the same verdict as one call of the front end per chunk, and
+tells in addition which attack broke an image. For the same reason an evaluation can resume between two attacks.
 """
 
 import sys
@@ -15,38 +15,46 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from datasets import Dataset
-from datasets.loader import to_device, to_float
+from evaluation.autoattack.attacked_model import AttackedModel
 from evaluation.autoattack.suite import LOGGER, Suite
 from evaluation.results import AttackResult, PerImageResults
-from utils.distributed import Team
+from utils.device import set_precision
+from utils.distributed import ProcessGroup
 from utils.errors import UserError
 
 
+def prepare_model(model: nn.Module, suite: Suite, precision: str, compile: str, fold: bool = True) -> nn.Module:
+    """Return what the suite attacks: an ``AttackedModel``, or with ``suite.plain`` the network itself in eval mode."""
+    if suite.plain:
+        set_precision(precision, torch.device(suite.device))
+        return model.to(suite.device).eval()
+    return AttackedModel(model, suite.device, precision, compile, fold)
+
+
 def attack_chunk(
-    queries: nn.Module, suite: Suite, x: Tensor, y: Tensor, done: int = 0, prediction: Tensor | None = None
+    model: nn.Module, suite: Suite, x: Tensor, y: Tensor, done: int = 0, prediction: Tensor | None = None
 ) -> Iterator[AttackResult]:
-    """The clean pass, then every attack of the suite on what the ones before left robust (none if epsilon is 0).
+    """Yield the clean pass, then every attack of the suite on the images still correct (on none if epsilon is 0).
 
     Args:
-        queries: images -> logits (B, K), in eval mode, its parameters not requiring gradients.
+        model: images -> logits (B, K), in eval mode, its parameters not requiring gradients.
         x: (B, C, H, W) in [0, 1]; y: (B,); on the suite's device, B at most its batch size.
         done: how many of these steps an interrupted evaluation has finished.
-        prediction: (B,) what each image was taken for after them; None if there were none.
+        prediction: (B,) the predictions after them; None if there were none.
 
     Raises:
         UserError: the network's outputs are not finite.
     """
-    front_end = suite.start(queries)
+    front_end = suite.start(model)
     for name in ("clean", *suite.attacks)[done:]:
         started = time.perf_counter()
         if name == "clean":
-            right, x_adv, prediction = torch.ones_like(y, dtype=torch.bool), x, _classify(queries, x)
+            correct, x_adv, prediction = torch.ones_like(y, dtype=torch.bool), x, _predict(model, x)
         else:
-            right, x_adv, prediction = prediction == y, x.clone(), prediction.clone()
-            if right.any() and suite.epsilon > 0:
-                x_adv[right], prediction[right] = suite.run(front_end, name, x[right], y[right])
-        broken = right & (prediction != y)
+            correct, x_adv, prediction = prediction == y, x.clone(), prediction.clone()
+            if correct.any() and suite.epsilon > 0:
+                x_adv[correct], prediction[correct] = suite.run(front_end, name, x[correct], y[correct])
+        broken = correct & (prediction != y)
         yield AttackResult(
             name,
             prediction.cpu().numpy(),
@@ -56,92 +64,74 @@ def attack_chunk(
         )
 
 
-def _classify(queries: nn.Module, x: Tensor) -> Tensor:
+def _predict(model: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
-        logits = queries(x)
+        logits = model(x)
     if not logits.isfinite().all():
         raise UserError("the network's outputs are not finite: its weights are damaged or its training diverged")
     return logits.max(1)[1]
 
 
-def evaluate(
-    queries: nn.Module,
+def attack_images(
+    model: nn.Module,
     suite: Suite,
     epsilons: tuple[float, ...],
-    data: Dataset,
-    outcomes: PerImageResults,
-    save: Callable[[], None],
-    team: Team,
+    images: Callable[[slice], tuple[Tensor, Tensor]],
+    results: PerImageResults,
+    save: Callable[[], None] = lambda: None,
+    group: ProcessGroup | None = None,
 ) -> None:
-    """Attack all images at every epsilon, chunk by chunk, and fill the outcomes in.
+    """Run every attack on every chunk at every epsilon, as far as the results do not hold it, and add it to them.
 
     Args:
-        queries: images -> logits, as for ``attack_chunk``.
-        epsilons: radii in [0, 1], in the order of the outcomes.
-        data: its test images are attacked.
-        outcomes: empty, or what an interrupted evaluation left, to go on with.
-        save: keeps the outcomes on disk; called after every step.
-        team: the processes that share the jobs; rank 0 comes back with the outcomes of all.
+        model: images -> logits, as for ``attack_chunk``.
+        epsilons: radii, in the order of the results.
+        images: returns those of a slice, as (B, C, H, W) in [0, 1] and labels (B,) on the suite's device.
+        results: empty, or those of an interrupted evaluation to resume.
+        save: writes the results to disk; called after every step.
+        group: the processes that share the chunks; rank 0 gets the warnings and results of ``results`` only.
 
     Raises:
         UserError: out of memory, a full disk, or outputs that are not finite.
     """
-    if team.rank == 0 and outcomes.progress.size < team.size:
-        idle = f"{team.size - outcomes.progress.size} of {team.size} processes have nothing to do"
+    group = group or ProcessGroup()
+    if group.is_main and results.progress.size < group.size:
+        idle = f"{group.size - results.progress.size} of {group.size} processes have nothing to do"
         print(f"notice: {idle}, there are too few chunks: pass a smaller --batch-size", file=sys.stderr)
-    jobs = [tuple(job) for job in outcomes.unfinished.tolist()]
-    with tqdm(disable=team.rank > 0, unit="img·attack", desc="AutoAttack") as bar:
-        if team.rank == 0:
-            _restore(bar, outcomes, epsilons, team)
-        for epsilon, chunk in team.share(jobs):
-            part, done = outcomes.part(chunk), int(outcomes.progress[epsilon, chunk])
-            pixels, y = to_device(data.x_test[part], data.y_test[part], suite.device)
-            prediction = torch.from_numpy(outcomes.adversarial_prediction[epsilon, part]).to(suite.device)
+    jobs = [tuple(job) for job in results.unfinished.tolist()]
+    with _progress_bar(results, group) as bar:
+        for epsilon, chunk in group.next_jobs(jobs):
+            part, done = results.part(chunk), int(results.progress[epsilon, chunk])
+            x, y = images(part)
+            prediction = torch.from_numpy(results.adversarial_prediction[epsilon, part]).to(suite.device)
             at_epsilon = replace(suite, epsilon=epsilons[epsilon])
             try:
-                for step in attack_chunk(queries, at_epsilon, to_float(pixels), y, done, prediction):
-                    # First: it ends a process whose torchrun is gone, before it writes over its successor's state.
-                    so_far = _advance(bar, team, at_epsilon.epsilon, step)
-                    outcomes.add(epsilon, chunk, step)
+                for step in attack_chunk(model, at_epsilon, x, y, done, prediction):
+                    group.check()  # before this process writes over the state of a newer run
+                    results.add(epsilon, chunk, step)
                     save()
+                    accuracies = _accuracies_so_far(results, epsilon, epsilons[epsilon])
+                    bar.set_postfix_str(f"{accuracies} after {step.name}", refresh=False)
+                    bar.update(0 if step.name == "clean" else len(y))
             except torch.cuda.OutOfMemoryError as error:
-                raise UserError(
-                    f"--batch-size {suite.batch_size} does not fit into the device's memory: pass less"
-                ) from error
-            LOGGER.info(f"images {part.start} to {part.stop - 1} are finished; of all so far, {so_far}")
-        told = set(outcomes.warnings)
-        for theirs in team.gather(outcomes)[1:]:
-            outcomes.merge(theirs)
-        bar.update(team.add("img·attack", 0) - bar.n)
-    for message in sorted(set(outcomes.warnings) - told):
-        LOGGER.warning(message)
-    if team.rank == 0:
-        for epsilon in range(len(epsilons)):
-            suite.warn_about_square(outcomes.accuracies(suite.attacks, epsilon))
+                what = f"{suite.batch_size} images at once do not fit into the device's memory"
+                raise UserError(f"{what}: pass a smaller --batch-size") from error
+            LOGGER.info(f"finished images {part.start} to {part.stop - 1}; {accuracies} of all so far")
 
 
-def _restore(bar: tqdm, outcomes: PerImageResults, epsilons: tuple[float, ...], team: Team) -> None:
-    """Let the bar begin where an interrupted evaluation ended."""
-    n = len(outcomes.clean_prediction)
-    steps = np.repeat(outcomes.progress, outcomes.batch_size, axis=1)[:, :n]
-    bar.total = len(epsilons) * n * (outcomes.seconds.shape[-1] - 1)
-    bar.initial = bar.n = team.add("img·attack", (steps - 1).clip(0).sum())
-    for epsilon, met, broken_by in zip(epsilons, steps > 0, outcomes.broken_by, strict=True):
-        team.add(f"met at {epsilon}", met.sum())
-        team.add(f"right at {epsilon}", (met & (broken_by != "clean")).sum())
-        team.add(f"robust at {epsilon}", (met & (broken_by == "")).sum())
-    bar.refresh()
+def _progress_bar(results: PerImageResults, group: ProcessGroup) -> tqdm:
+    """Count images times attacks; of several processes rank 0 shows its own, and an equal share of what is left."""
+    n, num_attacks = len(results.clean_prediction), results.seconds.shape[-1] - 1
+    finished_attacks = np.repeat(results.progress - 1, results.batch_size, axis=1)[:, :n].clip(0)
+    initial = int(finished_attacks.sum())
+    total = initial + -(-(finished_attacks.size * num_attacks - initial) // group.size)
+    unit = "img·attack"
+    return tqdm(total=total, initial=initial, disable=not group.is_main, unit=unit, desc="AutoAttack")
 
 
-def _advance(bar: tqdm, team: Team, epsilon: float, step: AttackResult) -> str:
-    """Count a step; the accuracies at this epsilon of all images so far, under the attacks that each has met."""
-    n, broken, clean = len(step.broken), step.broken.sum(), step.name == "clean"
-    met = team.add(f"met at {epsilon}", n if clean else 0)
-    right = team.add(f"right at {epsilon}", n - broken if clean else 0)
-    robust = team.add(f"robust at {epsilon}", n - broken if clean else -broken)
-    attacked = team.add("img·attack", 0 if clean else n)
-    percent = 100 / max(met, 1)  # rank 0 may not have told yet of what was met before an interruption
-    so_far = f"epsilon {epsilon:.4g}: clean {percent * right:.2f}%, robust {percent * robust:.2f}% after {step.name}"
-    bar.set_postfix_str(so_far, refresh=False)
-    bar.update(attacked - bar.n)
-    return so_far
+def _accuracies_so_far(results: PerImageResults, index: int, epsilon: float) -> str:
+    """The accuracies at one epsilon of the images that this process has predictions of."""
+    seen = results.adversarial_prediction[index] >= 0
+    broken_by = results.broken_by[index][seen]
+    clean, robust = 100 * np.mean(broken_by != "clean"), 100 * np.mean(broken_by == "")
+    return f"epsilon {epsilon:.4g}: clean {clean:.2f}%, robust {robust:.2f}%"

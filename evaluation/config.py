@@ -5,66 +5,80 @@ from dataclasses import dataclass
 from utils.options import COMPILE, PRECISIONS, CommonConfig, Parser, apply_num_classes, option, parse_epsilon, require
 
 VERSIONS = ("standard", "dev", "plus", "rand", "custom")
+MAX_BATCH_SIZE = 1_000_000
 
 
-def parse_epsilons(text: str) -> tuple[float, ...]:
-    """``0,2/255,0.031`` -> the radii in ascending order, each once."""
-    return tuple(sorted({parse_epsilon(part) for part in text.split(",") if part.strip()}))
-
-
-def parse_batch_size(text: str) -> int:
-    """A number of images, at least 1; or ``auto``, which is 0.
-
-    Raises:
-        UserError: neither.
-    """
-    if text == "auto":
-        return 0
-    require(text.isdecimal() and int(text) > 0, f"--batch-size {text}: write a number of images, at least 1, or auto")
-    return int(text)
+def split_list(text: str) -> tuple[str, ...]:
+    """``0, 2/255`` -> its parts."""
+    return tuple(part for part in text.split(",") if part.strip())
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig(CommonConfig):
     """Settings of eval_autoattack.py."""
 
-    checkpoint: str = option("", "weights to evaluate: ours, or a published file", aliases=("--model-path",))
-    dataset: str = option("auto", "digits, cifar10, cifar100 or NAME of DATA_DIR/NAME.npz; auto asks the checkpoint")
-    student: str = option("auto", "network, e.g. wrn-34-10; auto reads it off the checkpoint")
+    checkpoint: str = option(
+        "", "weights to evaluate: ours, or a published file", "evaluation", aliases=("--model-path",)
+    )
+    dataset: str = option(
+        "auto", "digits, cifar10, cifar100 or NAME of DATA_DIR/NAME.npz; auto is the checkpoint's", "data"
+    )
+    student: str = option("auto", "network, e.g. wrn-34-10; auto is the checkpoint's", "evaluation")
     version: str = option(
         "standard",
-        "which suite: standard (the claim), dev (its apgd-ce and apgd-t alone: an upper bound in a third of the time), "
-        "plus, rand (for randomized networks), or custom, which runs --attacks with 5 restarts of apgd-ce, apgd-dlr "
-        "and fab instead of the standard's 1",
+        "which suite: standard, dev (only its apgd-ce and apgd-t: an upper bound in a third of the time), plus, rand "
+        "(for randomized networks), or custom, which runs --attacks with 5 restarts of apgd-ce, apgd-dlr and fab "
+        "instead of the standard's 1",
+        "attack",
         choices=VERSIONS,
     )
-    attacks: str = option("", "for --version custom, e.g. apgd-ce,apgd-t,fab-t,square")
+    attacks: str = option("", "for --version custom, e.g. apgd-ce,apgd-t,fab-t,square", "attack")
     epsilons: tuple[float, ...] = option(
         (),
-        "also attack at these radii, each on its own, for a curve over epsilon, e.g. 0,2/255,4/255,8/255,0.031,12/255",
-        parse=parse_epsilons,
+        "attack at these radii as well, each on its own, for a curve over epsilon, e.g. 0,2/255,4/255,8/255,0.031",
+        "attack",
+        parse=split_list,
     )
-    batch_size: int = option(
-        250,
-        "images a chunk, from which the random starts depend; auto takes the fastest that fits, measured in seconds",
-        parse=parse_batch_size,
-    )
+    batch_size: int = option(250, "images a chunk; the random starts depend on it", "attack")
     precision: str = option(
-        "fp32", "arithmetic of the attacks; the verdict on what they find is always fp32's", choices=PRECISIONS
+        "fp32", "arithmetic of the attacks; what they find is always checked in fp32", choices=PRECISIONS
     )
     compile: str = option("auto", "torch.compile; auto compiles on CUDA only", choices=COMPILE)
-    cross_checks: int = option(0, "check the first N images for gradient masking: pass or fail, with figures")
-    save_adv: str = option("", "FILE.npz for the adversarial images, float32 within epsilon of the clean ones")
+    plain: bool = option(False, "run the official front end on the untouched network: slower, for comparison", "attack")
+    cross_checks: int = option(
+        0, "check the first N images for gradient masking: pass or fail, with figures", "evaluation"
+    )
+    save_adv: str = option(
+        "", "FILE.npz for the adversarial images, float32 within epsilon of the clean ones", "output"
+    )
     export: tuple[str, ...] = option(
-        (), "robustbench DIR: write there what the RobustBench model zoo asks for", nargs=2, metavar=("FORMAT", "DIR")
+        (),
+        "robustbench DIR: write there what the RobustBench model zoo asks for",
+        "output",
+        nargs=2,
+        metavar=("FORMAT", "DIR"),
     )
     compare: tuple[str, ...] = option(
-        (), "draw several finished evaluations (their autoattack.json) in one picture", nargs="+", metavar="JSON"
+        (),
+        "plot several finished evaluations (their autoattack.json) in one picture",
+        "output",
+        nargs="+",
+        metavar="JSON",
     )
-    n_examples: int = option(0, "attack only the first N test images; 0 is all")
+    n_examples: int = option(0, "attack only the first N test images; 0 is all", "data")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        radii = sorted({parse_epsilon(epsilon, norm=self.norm) for epsilon in self.epsilons})
+        object.__setattr__(self, "epsilons", tuple(radii))
+        require(
+            1 <= self.batch_size <= MAX_BATCH_SIZE,
+            f"--batch-size {self.batch_size} must be from 1 to {MAX_BATCH_SIZE}",
+        )
+        require(
+            not self.plain or (self.precision, self.compile) in (("fp32", "auto"), ("fp32", "off")),
+            "--plain is fp32 without torch.compile: leave out --precision and --compile",
+        )
         require(self.cross_checks >= 0, f"--cross-checks {self.cross_checks} must be 0 (none) or more")
         require(self.n_examples >= 0, f"--n-examples {self.n_examples} must be 0 (all) or more")
         require(
@@ -81,7 +95,7 @@ def parse_eval(argv: list[str] | None = None) -> EvalConfig:
     legacy = {
         "--widen_factor": {"type": int, "help": "K of wrn-34-K"},
         "--num_classes": {"type": int, "help": "10 or 100; without --dataset, chooses cifar10 or cifar100"},
-        "--dataparallel": {"nargs": "?", "help": "ignored: the prefix module. is found out by itself"},
+        "--dataparallel": {"nargs": "?", "help": "ignored: the prefix module. is recognised"},
     }
     values = vars(Parser("Measure robustness with AutoAttack.", EvalConfig, legacy).parse_args(argv))
     values.pop("dataparallel", None)

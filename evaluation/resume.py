@@ -1,28 +1,16 @@
-"""Where the processes of an evaluation keep their outcomes, and how the same command goes on with them."""
+"""Where the processes of an evaluation save their results, and how the same command resumes from them."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
-
-from evaluation.autoattack.attacked_model import AttackedModel, fastest_batch
-from evaluation.results import PerImageResults, differences, read_state
-from utils.distributed import Team
+from evaluation.results import PerImageResults, differences
+from utils.distributed import ProcessGroup
 from utils.errors import UserError
-
-T = TypeVar("T")
 
 
 def state_path(folder: Path, rank: int) -> Path:
-    """Where a process keeps its outcomes."""
+    """The state file of a process."""
     return folder / f"autoattack.state{f'-{rank}' if rank else ''}.npz"
-
-
-def state_files(folder: Path) -> list[Path]:
-    """What the processes of an interrupted evaluation, however many they were, left on this machine."""
-    return sorted(folder.glob("autoattack.state*.npz"))
 
 
 def clear(folder: Path) -> None:
@@ -31,59 +19,40 @@ def clear(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def resume(folder: Path, fingerprint: dict[str, Any], team: Team) -> PerImageResults | None:
-    """The outcomes of all processes of an interrupted evaluation; None if there was none.
+def resume(
+    folder: Path, fingerprint: dict[str, Any], empty: PerImageResults, group: ProcessGroup
+) -> PerImageResults | None:
+    """Return the merged results of all processes of an interrupted evaluation, however many they were; None if none.
+
+    Args:
+        empty: results of this evaluation before anything has run; those in the files must have its shapes.
 
     Raises:
         UserError: a state file is damaged, or of an evaluation with another fingerprint; or the processes' differ.
     """
-    for rank, theirs in enumerate(team.gather(fingerprint)):
+    for rank, theirs in enumerate(group.gather(fingerprint)):
         if differ := differences(theirs, fingerprint):
             raise UserError(f"process {rank} has other files or settings ({differ}): give all machines the same")
-    found = _from_all_machines(folder, lambda path: PerImageResults.load(path, fingerprint), team)
+    # One process of each machine reads, whether or not the machines share the folder.
+    paths = sorted(folder.glob("autoattack.state*.npz")) if group.local_rank == 0 else []
+    here = _merged([PerImageResults.load(path, fingerprint, empty) for path in paths if path.is_file()])
+    everywhere = _merged([
+        PerImageResults.load(data, fingerprint, empty, "the state of another machine")
+        for data in group.gather_bytes(here.to_bytes(fingerprint) if here else b"")
+        if data
+    ])  # fmt: skip
+    data = group.broadcast_bytes(everywhere.to_bytes(fingerprint) if everywhere else b"")
+    return PerImageResults.load(data, fingerprint, empty, "the state of rank 0") if data else None
+
+
+def gather_results(results: PerImageResults, fingerprint: dict[str, Any], group: ProcessGroup) -> None:
+    """At rank 0 merge the results of all other processes into its own."""
+    if group.size > 1:
+        for data in group.gather_bytes(results.to_bytes(fingerprint))[1:]:
+            results.merge(PerImageResults.load(data, fingerprint, results, "the result of another process"))
+
+
+def _merged(found: list[PerImageResults]) -> PerImageResults | None:
     for other in found[1:]:
         found[0].merge(other)
-    return team.broadcast(found[0] if found else None)
-
-
-def choose_batch_size(queries: AttackedModel, images: np.ndarray, folder: Path, team: Team) -> int:
-    """That of the evaluation with which ``resume`` would go on, else what is fastest on rank 0's device and leaves each
-    of several processes two chunks.
-
-    Args:
-        images: (N, H, W, C), all that are to be attacked.
-
-    Raises:
-        UserError: a state file is damaged.
-    """
-    found = _from_all_machines(folder, lambda path: int(read_state(path)[1].batch_size), team)
-    if team.rank == 0 and not found:
-        n, height, width, channels = images.shape
-        most = n if team.size == 1 else -(-n // (2 * team.size))
-        found.append(fastest_batch(queries, (channels, height, width), most))
-    return team.broadcast(found[0] if found else None)
-
-
-def _from_all_machines(folder: Path, read: Callable[[Path], T], team: Team) -> list[T]:
-    """At rank 0 what every state file holds, whether or not the machines share the folder; elsewhere nothing."""
-    here = [read(path) for path in state_files(folder)] if team.local_rank == 0 else []
-    return [value for machine in team.gather(here) for value in machine]
-
-
-@contextmanager
-def only_evaluation(folder: Path) -> Iterator[None]:
-    """Raises: UserError: another evaluation is running in this folder."""
-    path = folder / "autoattack.lock"
-    with open(path, "w") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another evaluation is running in {folder}: wait for it, or use another --mark") from None
-        except (ImportError, OSError):
-            pass  # a platform or a file system without locks
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    return found[0] if found else None

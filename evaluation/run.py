@@ -1,6 +1,8 @@
-"""One AutoAttack evaluation from a checkpoint to its report."""
+"""One AutoAttack evaluation, from a checkpoint to its report."""
 
 import importlib.util
+import shlex
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -10,139 +12,209 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from datasets import Dataset
 from datasets.loader import to_device, to_float
-from evaluation import attack_loop as autoattack
-from evaluation import summary as report
+from evaluation import summary
 from evaluation.adversarial import save_adversarial
-from evaluation.autoattack.attacked_model import AttackedModel
+from evaluation.attack_loop import attack_images, prepare_model
 from evaluation.autoattack.log import of_each_kind, suite_log
 from evaluation.autoattack.suite import LOGGER, Suite, check_classes, choose_attacks, find_package
 from evaluation.config import EvalConfig
 from evaluation.gradient_masking import cross_checks
 from evaluation.results import NUM_EXAMPLES, PerImageResults
-from evaluation.resume import choose_batch_size, clear, only_evaluation, resume, state_path
+from evaluation.resume import clear, gather_results, resume, state_path
 from evaluation.robustbench import check_destinations, export_robustbench
-from evaluation.target import LoadedModel, load_data, load_network, run_name, warn_of_other_training
+from evaluation.target import load_data, load_network, run_name, warn_of_other_training
+from report.compare import compare
 from report.page import result_line, result_table, write_pages
 from utils.device import choose_device, describe
-from utils.distributed import Team
-from utils.errors import ensure_writable
-from utils.files import file_hash, write_atomically
+from utils.distributed import ProcessGroup
+from utils.errors import UserError, ensure_writable
+from utils.files import lock_folder, write_atomically
+from utils.options import format_epsilon
+from utils.provenance import commit
 
 
-def evaluate(config: EvalConfig, command: str, team: Team) -> None:
-    """Attack the checkpoint, together with the other processes; rank 0 writes and prints what came of it."""
-    attacks = choose_attacks(config.version, config.attacks)
-    device = choose_device(team.device(config.device))
-    package = find_package()
-    subject = load_network(config)
-    data = load_data(config, subject)
-    check_classes(attacks, data.num_classes)
-    check_destinations(config, subject.name, data.name)
-    folder = Path(config.log_dir) / run_name(config)
-    ensure_writable(folder, "--log-dir")
-    if team.rank == 0:
-        warn_of_other_training(subject, config)
-    log = folder / "autoattack.log"
-    epsilons = (config.epsilon, *(epsilon for epsilon in config.epsilons if epsilon != config.epsilon))
-    with only_evaluation(folder) if team.rank == 0 else nullcontext():
-        queries = AttackedModel(subject.model, device, config.precision, config.compile)
-        suite = Suite(
+class Evaluation:
+    """Attacks a checkpoint, together with the other processes; rank 0 writes and prints the report.
+
+    Args:
+        argv: the words after the program's name.
+    """
+
+    def __init__(self, config: EvalConfig, argv: Sequence[str], group: ProcessGroup):
+        self.config, self.group = config, group
+        self.command = shlex.join([*group.launcher, "eval_autoattack.py", *argv])
+        self.epsilons = (config.epsilon, *(epsilon for epsilon in config.epsilons if epsilon != config.epsilon))
+        self.folder = Path(config.log_dir) / run_name(config)
+
+    def run(self) -> None:
+        """Load, resume, attack and report, or compare finished evaluations if the config says so.
+
+        Raises:
+            UserError: a setting or a file does not fit, or a part of the report could not be written.
+        """
+        if self.config.compare:
+            if self.group.is_main:
+                print(compare(self.config.compare, Path(self.config.log_dir, self.config.mark)))
+            return
+        self.load()
+        with lock_folder(self.folder, "evaluation") if self.group.is_main else nullcontext():
+            resumed = self.resume()
+            log = self.folder / "autoattack.log" if self.group.is_main else None
+            with suite_log(log, resumed, self.results.warn):
+                self.attack()
+                if self.group.is_main:
+                    self.report()
+            self.group.barrier()  # until rank 0 has written the report
+            clear(self.folder)
+
+    def load(self) -> None:
+        """Load the network, the images and the suite, and check what can be checked before hours of attack."""
+        config = self.config
+        attacks = choose_attacks(config.version, config.attacks)
+        device = choose_device(self.group.device(config.device))
+        package = find_package(config.plain)
+        self.target = load_network(config)
+        self.data = load_data(config, self.target)
+        check_classes(attacks, self.data.num_classes)
+        check_destinations(config, self.target.name, self.data.name)
+        ensure_writable(self.folder, "--log-dir")
+        if self.group.is_main:
+            warn_of_other_training(self.target, config)
+        self.suite = Suite(
             package=package,
             attacks=attacks,
             norm=config.norm,
             epsilon=config.epsilon,
             seed=config.seed,
             version=config.version,
-            batch_size=config.batch_size or choose_batch_size(queries, data.x_test, folder, team),
+            batch_size=config.batch_size,
             device=device,
-            log_path=str(log),
+            log_path=str(self.folder / "autoattack.log"),
+            plain=config.plain,
         )
-        sha256 = file_hash(config.checkpoint)
-        fingerprint = report.fingerprint(suite, epsilons, config.precision, sha256, subject.name, data)
-        state = fingerprint | ({"save_adv": True} if config.save_adv else {})  # what keeps all may go on keeping some
-        outcomes = resume(folder, state, team)
-        resumed = outcomes is not None
-        if outcomes is None:
-            keep = len(data.y_test) if config.save_adv else NUM_EXAMPLES
-            outcomes = PerImageResults.empty(data.x_test, suite.batch_size, len(attacks), len(epsilons), keep)
-        if team.rank == 0:
-            report.keep_earlier(folder, fingerprint)
-        with suite_log(log if team.rank == 0 else None, resumed, outcomes.warn):
-            LOGGER.info(f"{command} on {describe(device)}")
-            LOGGER.info("each attack gets what the ones before left robust: the suite's accuracies are of these")
-            if resumed:
-                LOGGER.info(f"going on: {outcomes.progress.sum()} of {outcomes.seconds.size} steps are finished")
-            save = partial(outcomes.save, state_path(folder, team.rank), state)
-            autoattack.evaluate(queries, suite, epsilons, data, outcomes, save, team)
-            if team.rank == 0:
-                facts = {**fingerprint, "processes": team.size, "command": command}
-                finish(config, facts, folder, subject, queries, suite, data, outcomes)
-        team.broadcast(None)  # rank 0 has written everything
-        clear(folder)
+        self.model = prepare_model(self.target.model, self.suite, config.precision, config.compile)
 
+    def resume(self) -> bool:
+        """Take the results of the same evaluation if it was interrupted, else empty ones; say which."""
+        self.fingerprint = summary.fingerprint(
+            self.suite, self.epsilons, self.config.precision, self.target.sha256, self.target.name, self.data
+        )
+        # A state with all adversarial images can resume an evaluation that needs a few, but not the reverse.
+        self.state_fingerprint = self.fingerprint | ({"save_adv": True} if self.config.save_adv else {})
+        n, height, width, channels = self.data.x_test.shape
+        max_saved = n if self.config.save_adv else NUM_EXAMPLES
+        shape, sizes = (channels, height, width), (self.suite.batch_size, len(self.suite.attacks), len(self.epsilons))
+        empty = PerImageResults.empty(n, shape, *sizes, max_saved)
+        found = resume(self.folder, self.state_fingerprint, empty, self.group)
+        self.results = found or empty
+        if self.group.is_main:
+            summary.keep_earlier(self.folder, self.fingerprint)
+        return found is not None
 
-def finish(
-    config: EvalConfig,
-    facts: dict[str, Any],
-    folder: Path,
-    subject: LoadedModel,
-    queries: AttackedModel,
-    suite: Suite,
-    data: Dataset,
-    outcomes: PerImageResults,
-) -> None:
-    """Write the report and what leaves the house, and print what lies where; the verdict is the last line."""
-    result = {
-        **facts,
-        "epsilon_text": report.format_epsilon(suite.epsilon),
-        **report.results(suite, outcomes, facts["epsilons"], data.y_test, data.class_names, facts["processes"]),
-        "checkpoint": config.checkpoint,
-        "hardware": describe(suite.device),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-    result["warnings"] = of_each_kind(outcomes.warnings)  # the checks below go to extremes and have their own
-    lines = []
-    if config.cross_checks:
-        LOGGER.info(f"cross-checks on the first {config.cross_checks} images, at other radii too")
-        pixels, y = to_device(data.x_test[: config.cross_checks], data.y_test[: config.cross_checks], suite.device)
-        robust = torch.from_numpy(outcomes.robust[0, : config.cross_checks]).to(suite.device)
-        checks = cross_checks(queries, suite, to_float(pixels), y, robust)
-        result["checks"] = [asdict(check) for check in checks]
-        lines += map(str, checks)
-    report.write_report(folder, result, outcomes, data.y_test)
-    LOGGER.info(result_line(result))
-    print(result_table(result), *lines, draw(folder, outcomes, data), write_pages(folder, result), sep="\n")
-    try:
+    def attack(self) -> None:
+        """Run what is left of the attacks; at rank 0 the results are then those of all processes."""
+        results = self.results
+        LOGGER.info(f"{self.command} on {describe(self.suite.device)}")
+        LOGGER.info("each attack gets the images that are still correct, and accuracies of the suite are of these")
+        if results.progress.any():
+            LOGGER.info(f"resuming: {results.progress.sum()} of {results.seconds.size} steps are finished")
+        save = partial(results.save, state_path(self.folder, self.group.rank), self.state_fingerprint)
+        attack_images(self.model, self.suite, self.epsilons, self.images, results, save, self.group)
+        known = set(results.warnings)
+        gather_results(results, self.state_fingerprint, self.group)
+        if self.group.is_main:
+            for message in sorted(set(results.warnings) - known):
+                LOGGER.warning(message)
+            for index in range(len(self.epsilons)):
+                self.suite.warn_about_square(results.accuracies(self.suite.attacks, index))
+
+    def images(self, part: slice) -> tuple[Tensor, Tensor]:
+        """Test images (B, C, H, W) in [0, 1] and labels (B,) on the device."""
+        pixels, labels = to_device(self.data.x_test[part], self.data.y_test[part], self.suite.device)
+        return to_float(pixels), labels
+
+    def report(self) -> None:
+        """Write report and exports and print their paths; the last line printed is the result, whatever fails.
+
+        Raises:
+            UserError: with everything that failed.
+        """
+        config, data, results = self.config, self.data, self.results
+        num_processes = self.group.size
+        result = {
+            **self.fingerprint,
+            "processes": num_processes,
+            "command": self.command,
+            "epsilon_text": format_epsilon(self.suite.epsilon),
+            **summary.summarize(self.suite, results, self.epsilons, data.y_test, data.class_names, num_processes),
+            "checkpoint": config.checkpoint,
+            "hardware": describe(self.suite.device),
+            **commit(),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "warnings": of_each_kind(results.warnings),  # the cross-checks warn at extremes of their own
+        }
+        failures: list[str] = []
+        write = partial(summary.write_report, self.folder, result, results, data.y_test)
+        print(result_table(result))
+        self.attempt(failures, "autoattack.json", write)
+        if config.cross_checks:
+            self.attempt(failures, "--cross-checks", lambda: self.cross_check(result))
+            self.attempt(failures, "autoattack.json", write)
+        self.attempt(failures, "adversarial.png", self.draw)
+        self.attempt(failures, "report.html", lambda: write_pages(self.folder, result))
         if config.save_adv:
-            path, x_adv = Path(config.save_adv), outcomes.x_adv(data.x_test)
-            taken_for = outcomes.adversarial_prediction[0]
-            print(save_adversarial(path, queries, suite, x_adv, data.x_test, data.y_test, taken_for))
+            self.attempt(failures, "--save-adv", self.save_adversarial)
         if config.export:
-            print(export_robustbench(Path(config.export[1]), folder.name, subject, result))
-    finally:  # a full disk must not keep the verdict back
+            export = partial(export_robustbench, Path(config.export[1]), self.folder.name, self.target, result)
+            self.attempt(failures, "--export", export)
+        LOGGER.info(result_line(result))
         print(result_line(result))
+        if failures:
+            raise UserError(f"{'; '.join(failures)} (the same command writes the report again)")
 
+    def attempt(self, failures: list[str], what: str, part: Callable[[], str | None]) -> None:
+        """Print the line that a part of the report returns; an error goes to the log and the list."""
+        try:
+            if line := part():
+                print(line)
+        except Exception as error:  # whatever it is, the result must be printed
+            LOGGER.error(f"{what} failed", exc_info=True)
+            failures.append(f"{what} failed: {error or type(error).__name__}")
 
-def draw(folder: Path, outcomes: PerImageResults, data: Dataset) -> str:
-    """Write ``adversarial.png`` if there is something to draw and to draw it with; returns one line about it."""
-    path = folder / "adversarial.png"
-    if importlib.util.find_spec("matplotlib") is None:
-        return f"{path} is not drawn: matplotlib is not installed (pip install matplotlib)"
-    index = outcomes.shown_index
-    if len(index) == 0:
-        return f"{path} is not drawn: no image was broken by an attack"
-    from report.plots import plot_triples
+    def cross_check(self, result: dict[str, Any]) -> str:
+        """Add the checks for gradient masking to the result; return a line for each."""
+        n = self.config.cross_checks
+        LOGGER.info(f"cross-checks on the first {n} images, at other radii too")
+        robust = torch.from_numpy(self.results.robust[0, :n]).to(self.suite.device)
+        checks = cross_checks(self.model, self.suite, *self.images(slice(n)), robust)
+        result["checks"] = [asdict(check) for check in checks]
+        return "\n".join(map(str, checks))
 
-    names = [name.replace("_", " ") for name in data.class_names]
-    x = np.transpose(data.x_test[index], (0, 3, 1, 2)) / np.float32(255)
-    label, predicted = ([names[i] for i in k[index]] for k in (data.y_test, outcomes.adversarial_prediction[0]))
-    write_atomically(
-        path,
-        lambda file: plot_triples(
-            x, outcomes.shown_x_adv, label, predicted, outcomes.broken_by[0][index].tolist(), file
-        ),
-    )
-    return f"picture: {path}"
+    def save_adversarial(self) -> str:
+        """Write the adversarial images to ``--save-adv``; return a line about it."""
+        images, predicted = self.data.x_test, self.results.adversarial_prediction[0]
+        x_adv = self.results.x_adv(np.transpose(images, (0, 3, 1, 2)) / np.float32(255))
+        path = Path(self.config.save_adv)
+        return save_adversarial(path, self.model, self.suite, x_adv, images, self.data.y_test, predicted)
+
+    def draw(self) -> str:
+        """Write ``adversarial.png`` if an attack broke an image and matplotlib is there; return a line about it."""
+        path, index = self.folder / "adversarial.png", self.results.example_index
+        if importlib.util.find_spec("matplotlib") is None:
+            return f"{path} is not drawn: matplotlib is not installed (pip install matplotlib)"
+        if len(index) == 0:
+            return f"{path} is not drawn: no image was broken by an attack"
+        from report.plots import plot_triples
+
+        names = [name.replace("_", " ") for name in self.data.class_names]
+        x = np.transpose(self.data.x_test[index], (0, 3, 1, 2)) / np.float32(255)
+        labels, predicted = (
+            [names[k] for k in classes[index]] for classes in (self.data.y_test, self.results.adversarial_prediction[0])
+        )
+        broken_by = self.results.broken_by[0][index].tolist()
+        x_adv = self.results.example_x_adv
+        write_atomically(path, lambda file: plot_triples(x, x_adv, labels, predicted, broken_by, file))
+        return f"picture: {path}"

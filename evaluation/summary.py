@@ -1,8 +1,8 @@
-"""What an AutoAttack evaluation leaves in its log folder, and prints."""
+"""From per-image results to the accuracies of autoattack.json, its fingerprint, and the files that hold them."""
 
 import hashlib
 import importlib.metadata
-import importlib.util
+import itertools
 import json
 import platform
 import re
@@ -31,7 +31,7 @@ UNITS = (
 
 
 def package_versions(suite: Suite) -> dict[str, str]:
-    """Versions of everything that a verdict may depend on."""
+    """Return the versions of everything that a verdict may depend on."""
     versions = {"python": platform.python_version()}
     for name in ("torch", "torchvision", "numpy", suite.package.__name__):
         try:
@@ -45,7 +45,7 @@ def package_versions(suite: Suite) -> dict[str, str]:
 def fingerprint(
     suite: Suite, epsilons: tuple[float, ...], precision: str, checkpoint_sha256: str, model: str, data: Dataset
 ) -> dict[str, Any]:
-    """What the verdicts depend on, but for rounding: an evaluation goes on only where all of it is the same."""
+    """Return what the verdicts depend on, but for rounding: an evaluation resumes only where all of it is the same."""
     pixels = np.ascontiguousarray(data.x_test)
     return {
         "checkpoint_sha256": checkpoint_sha256,
@@ -65,54 +65,52 @@ def fingerprint(
         "precision": precision,
         "device": torch.device(suite.device).type,  # CPU and CUDA draw other random numbers
         "versions": package_versions(suite),
+        "plain": suite.plain,
     }
 
 
-def keep_earlier(folder: Path, fingerprint: dict[str, Any]) -> str | None:
-    """Rename the report of another evaluation in this folder, so that hours of work are not overwritten.
+def keep_earlier(folder: Path, fingerprint: dict[str, Any]) -> Path | None:
+    """Move the report of another evaluation in this folder to a sub-folder ``earlier-DATE`` of its own.
 
     Returns:
-        The new name of its JSON file, or None if there was nothing to keep.
+        The sub-folder, or None if there was nothing to keep.
     """
     report = folder / FILES[0]
     try:
-        earlier = json.loads(report.read_text())
+        earlier = {"plain": False, **json.loads(report.read_bytes())}  # earlier versions did not write it
         if all(earlier.get(key) == value for key, value in fingerprint.items()):
             return None
-        suffix = re.sub(r"\D", "", earlier["date"])[:14]
+        date = re.sub(r"\D", "", earlier["date"])[:14]
     except FileNotFoundError:
         return None
-    except (ValueError, LookupError, TypeError, AttributeError):  # not written by us
-        suffix = str(int(report.stat().st_mtime))
-    kept = {name: Path(name).with_stem(f"{Path(name).stem}-{suffix}").name for name in FILES}
-    page = folder / "report.md"
-    if page.exists():
-        text = re.sub(r"\]\(([\w.]+)\)", lambda link: f"]({kept.get(link[1], link[1])})", page.read_text())
-        write_atomically(page, lambda file: file.write(text.encode()))  # it links to its pictures
-    for name in reversed(FILES):  # the JSON file last: a half-done renaming is done again
-        path = folder / name
-        if path.exists():
-            path.replace(folder / kept[name])
-    return kept[FILES[0]]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):  # not written by this program
+        date = str(int(report.stat().st_mtime))
+    names = [name for name in FILES if (folder / name).exists()]
+    places = (folder / f"earlier-{date}{f'-{number}' if number > 1 else ''}" for number in itertools.count(1))
+    kept = next(place for place in places if not any((place / name).exists() for name in names))
+    kept.mkdir(exist_ok=True)
+    for name in reversed(names):  # the JSON file last: after a kill in between the next run moves the others
+        (folder / name).replace(kept / name)
+    return kept
 
 
-def write_report(folder: Path, report: dict[str, Any], outcomes: PerImageResults, labels: np.ndarray) -> None:
-    """``autoattack.npz`` and, once that is safe, ``autoattack.json``."""
+def write_report(folder: Path, report: dict[str, Any], results: PerImageResults, labels: np.ndarray) -> None:
+    """Write ``autoattack.npz`` and, once that is safe, ``autoattack.json``."""
     arrays = {
         "index": np.arange(len(labels)),
         "label": np.asarray(labels, np.int64),
-        "clean_prediction": outcomes.clean_prediction,
-        "adversarial_prediction": outcomes.adversarial_prediction[0],
-        "robust": outcomes.robust[0],
-        "broken_by": outcomes.broken_by[0],
+        "clean_prediction": results.clean_prediction,
+        "adversarial_prediction": results.adversarial_prediction[0],
+        "robust": results.robust[0],
+        "broken_by": results.broken_by[0],
     }
     write_atomically(folder / "autoattack.npz", lambda file: np.savez_compressed(file, **arrays))
     text = json.dumps(report, indent=2) + "\n"
     write_atomically(folder / "autoattack.json", lambda file: file.write(text.encode()))
 
 
-def claim(version: str) -> str:
-    """What the robust accuracy of this version of the suite is called in ``autoattack.json``."""
+def suite_label(version: str) -> str:
+    """Return the name of this version's robust accuracy in ``autoattack.json``."""
     names = {
         "standard": "standard AutoAttack",
         "plus": "at least the standard AutoAttack",
@@ -124,26 +122,26 @@ def claim(version: str) -> str:
 def per_class(
     names: Sequence[str], labels: np.ndarray, clean_prediction: np.ndarray, robust: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Clean and robust accuracy of every class, in the order of the labels.
+    """Return clean and robust accuracy of every class, in the order of the labels.
 
     Args:
         names: of the K classes.
-        labels, clean_prediction: (N,) in [0, K); robust: (N,) bool, the suite's verdict.
+        labels, clean_prediction: (N,) in [0, K); robust: (N,) bool.
 
     Returns:
         K times ``name``, ``n`` (its images), ``clean_accuracy`` and ``robust_accuracy`` in percent of these; None where
         a class has no image.
     """
-    n, clean, still = (
-        np.bincount(labels[of], minlength=len(names)).tolist()
-        for of in (slice(None), clean_prediction == labels, robust)
+    n, num_clean, num_robust = (
+        np.bincount(labels[mask], minlength=len(names)).tolist()
+        for mask in (slice(None), clean_prediction == labels, robust)
     )
     return [
         {
             "name": name,
             "n": n[k],
-            "clean_accuracy": 100 * clean[k] / n[k] if n[k] else None,
-            "robust_accuracy": 100 * still[k] / n[k] if n[k] else None,
+            "clean_accuracy": 100 * num_clean[k] / n[k] if n[k] else None,
+            "robust_accuracy": 100 * num_robust[k] / n[k] if n[k] else None,
         }
         for k, name in enumerate(names)
     ]
@@ -152,28 +150,28 @@ def per_class(
 def throughput(
     attacks: Sequence[str], broken_by: np.ndarray, seconds: dict[str, float], processes: int = 1
 ) -> dict[str, float | None]:
-    """Images per second of wall time, of all processes together, as if they had been equally busy.
+    """Return images per second of wall time, of all processes together, as if they had been equally busy.
 
     Args:
         broken_by: (N,) str, as in ``PerImageResults``.
         seconds: of ``clean``, each attack and ``total``, summed over the processes.
 
     Returns:
-        ``total``, of all N images from the first to the last attack; ``clean``; and of each attack the images that it
-        was given, those which the ones before left robust. None where no time was spent.
+        ``total``, of all N images from the first to the last attack; ``clean``; and of each attack, of the images that
+        it was given: those robust so far. None where no time was spent.
     """
-    left = len(broken_by)
-    given = {"total": left}
+    num_robust = len(broken_by)
+    given = {"total": num_robust}
     for name in ("clean", *attacks):
-        given[name] = left
-        left -= int((broken_by == name).sum())
+        given[name] = num_robust
+        num_robust -= int((broken_by == name).sum())
     return {name: n * processes / seconds[name] if n and seconds[name] else None for name, n in given.items()}
 
 
-def figures(suite: Suite, outcomes: PerImageResults, epsilon: int) -> dict[str, Any]:
-    """The accuracies at one epsilon, given by its index."""
-    accuracies = outcomes.accuracies(suite.attacks, epsilon)
-    clean, robust, n = accuracies.pop("clean"), accuracies[suite.attacks[-1]], len(outcomes.clean_prediction)
+def accuracies_at(suite: Suite, results: PerImageResults, epsilon: int) -> dict[str, Any]:
+    """Return the accuracies at one epsilon, given by its index."""
+    accuracies = results.accuracies(suite.attacks, epsilon)
+    clean, robust, n = accuracies.pop("clean"), accuracies[suite.attacks[-1]], len(results.clean_prediction)
     return {
         "clean_accuracy": clean,
         "clean_accuracy_95": accuracy_interval(clean, n),
@@ -183,41 +181,41 @@ def figures(suite: Suite, outcomes: PerImageResults, epsilon: int) -> dict[str, 
     }
 
 
-def curve(suite: Suite, outcomes: PerImageResults, epsilons: Sequence[float]) -> list[dict[str, Any]]:
-    """The accuracies at every epsilon, ascending; epsilons are given in the order of the outcomes."""
+def curve(suite: Suite, results: PerImageResults, epsilons: Sequence[float]) -> list[dict[str, Any]]:
+    """Return the accuracies at every epsilon, ascending; epsilons are given in the order of the results."""
     return [
         {
             "epsilon": epsilon,
             "epsilon_text": format_epsilon(epsilon),
-            **figures(suite, outcomes, index),
-            "seconds": float(outcomes.seconds[index].sum()),
+            **accuracies_at(suite, results, index),
+            "seconds": float(results.seconds[index].sum()),
         }
         for epsilon, index in sorted(zip(epsilons, range(len(epsilons)), strict=True))
     ]
 
 
-def results(
+def summarize(
     suite: Suite,
-    outcomes: PerImageResults,
+    results: PerImageResults,
     epsilons: Sequence[float],
     labels: np.ndarray,
     class_names: Sequence[str],
     processes: int = 1,
 ) -> dict[str, Any]:
-    """The measured part of ``autoattack.json``: at the first epsilon, and a curve if there are more.
+    """Return the measured part of ``autoattack.json``: at the first epsilon, and a curve if there are more.
 
     Args:
         labels: (N,), of the attacked images.
     """
-    seconds = dict(zip(("clean", *suite.attacks), outcomes.seconds[0].sum(0).tolist(), strict=True))
+    seconds = dict(zip(("clean", *suite.attacks), results.seconds[0].sum(0).tolist(), strict=True))
     seconds["total"] = sum(seconds.values())
     names = [name.replace("_", " ") for name in class_names]
     return {
         "units": UNITS,
-        "claim": claim(suite.version),
-        **figures(suite, outcomes, 0),
+        "claim": suite_label(suite.version),
+        **accuracies_at(suite, results, 0),
         "seconds": seconds,
-        "throughput": throughput(suite.attacks, outcomes.broken_by[0], seconds, processes),
-        "per_class": per_class(names, labels, outcomes.clean_prediction, outcomes.robust[0]),
-        **({"curve": curve(suite, outcomes, epsilons)} if len(epsilons) > 1 else {}),
+        "throughput": throughput(suite.attacks, results.broken_by[0], seconds, processes),
+        "per_class": per_class(names, labels, results.clean_prediction, results.robust[0]),
+        **({"curve": curve(suite, results, epsilons)} if len(epsilons) > 1 else {}),
     }

@@ -1,5 +1,6 @@
-"""What an evaluation is about: the network in a checkpoint, and the test images that belong to it."""
+"""The target of an evaluation: the network in a checkpoint, and the test images of its data set."""
 
+import hashlib
 import re
 import sys
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from torch import nn
 from datasets import Dataset, load_dataset
 from evaluation.config import EvalConfig
 from models import RESNETS, create_model
-from models.weights import infer_architecture, load_file, load_strictly, student_state
+from models.weights import infer_architecture, load_file, load_strictly, read_file, student_state
 from utils.errors import UserError
 from utils.options import format_epsilon
 
@@ -20,9 +21,13 @@ NUM_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100}
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """The network under test, its name, and the data set of the run that it comes from (None if unknown).
+    """The network under test.
 
-    ``run`` holds all settings of that run, by their names in ``TrainConfig``; of a published file it is empty.
+    Attributes:
+        name: of the network, e.g. ``wrn-34-10``.
+        dataset: of the training run; None if unknown.
+        run: the settings of the training run, by their names in ``TrainConfig``; empty for a published file.
+        sha256: of the bytes from which the network was loaded, hexadecimal.
     """
 
     model: nn.Module
@@ -30,14 +35,20 @@ class LoadedModel:
     num_classes: int
     dataset: str | None
     run: dict[str, Any]
+    sha256: str = ""
 
 
 def load_network(config: EvalConfig) -> LoadedModel:
-    """Raises: UserError: no such file, not a checkpoint, or not of the network asked for."""
+    """Read the checkpoint once, so that the hash is of the network that is attacked.
+
+    Raises:
+        UserError: no such file, not a checkpoint, or not of the network asked for.
+    """
     path = config.checkpoint
     if not path:
         raise UserError("nothing to evaluate: pass --checkpoint FILE, e.g. checkpoints/MARK/last.pt")
-    content = load_file(path)
+    data = read_file(path)
+    content = load_file(path, content=data)
     state = student_state(content, path)
     run = content.get("config") if isinstance(content.get("config"), dict) else {}
     inferred, num_classes = infer_architecture(state)
@@ -46,50 +57,50 @@ def load_network(config: EvalConfig) -> LoadedModel:
         raise UserError(f"{path} does not tell its network: pass --student, e.g. {', '.join(RESNETS)} or wrn-34-10")
     model = create_model(name, num_classes or 10)  # without a known head the strict loading below says what is wrong
     load_strictly(model, state, path)
-    return LoadedModel(model, name, num_classes, run.get("dataset"), run)
+    return LoadedModel(model, name, num_classes, run.get("dataset"), run, hashlib.sha256(data).hexdigest())
 
 
-def load_data(config: EvalConfig, subject: LoadedModel) -> Dataset:
-    """The data set, its test split cut to the images to attack.
+def load_data(config: EvalConfig, loaded: LoadedModel) -> Dataset:
+    """Return the data set, its test split cut to the images to attack.
 
     Raises:
         UserError: no such data, no way to tell which, or another number of classes than the network's.
     """
-    name = config.dataset if config.dataset != "auto" else subject.dataset
+    name = config.dataset if config.dataset != "auto" else loaded.dataset
     if name is None:
-        if subject.num_classes != 100:
+        if loaded.num_classes != 100:
             raise UserError(
-                f"{config.checkpoint} does not tell its data set of {subject.num_classes} classes: "
+                f"{config.checkpoint} does not tell its data set of {loaded.num_classes} classes: "
                 "pass --dataset, e.g. cifar10 or digits"
             )
         name = "cifar100"
-    _check_classes(config, subject, name, NUM_CLASSES.get(name, subject.num_classes))  # before it is downloaded
+    _check_classes(config, loaded, name, NUM_CLASSES.get(name, loaded.num_classes))  # before it is downloaded
     data = load_dataset(name, config.data_dir)
-    _check_classes(config, subject, name, data.num_classes)
+    _check_classes(config, loaded, name, data.num_classes)
     attacked = slice(config.n_examples or None)
     return replace(data, x_test=data.x_test[attacked], y_test=data.y_test[attacked])
 
 
-def _check_classes(config: EvalConfig, subject: LoadedModel, name: str, num_classes: int) -> None:
-    if num_classes != subject.num_classes:
+def _check_classes(config: EvalConfig, loaded: LoadedModel, name: str, num_classes: int) -> None:
+    if num_classes != loaded.num_classes:
         raise UserError(
-            f"{config.checkpoint} is of {subject.num_classes} classes and data set {name!r} has {num_classes}: "
+            f"{config.checkpoint} is of {loaded.num_classes} classes and data set {name!r} has {num_classes}: "
             "pass the --dataset that it was trained on"
         )
 
 
 def run_name(config: EvalConfig) -> str:
-    """The mark, or the training run's for one of its checkpoints (folder MARK), or the file's name."""
+    """Return the mark, or the training run's for one of its checkpoints (folder MARK), or the file's name."""
     path = Path(config.checkpoint).resolve()
     ours = re.fullmatch(r"last|best|(student|average)-epoch\d+", path.stem)
     return config.mark or re.sub(r"[^\w.+-]", "-", path.parent.name if ours else path.stem)
 
 
-def warn_of_other_training(subject: LoadedModel, config: EvalConfig) -> None:
-    """One line where the network was made robust in another ball than the one in which it is attacked."""
-    if subject.run.get("method") == "natural" or not {"norm", "epsilon"} <= subject.run.keys():
+def warn_of_other_training(loaded: LoadedModel, config: EvalConfig) -> None:
+    """Print one line if the network was trained at another epsilon or norm than it is attacked at."""
+    if loaded.run.get("method") == "natural" or not {"norm", "epsilon"} <= loaded.run.keys():
         return
-    trained = f"epsilon {format_epsilon(subject.run['epsilon'])} in {subject.run['norm']}"
+    trained = f"epsilon {format_epsilon(loaded.run['epsilon'])} in {loaded.run['norm']}"
     attacked = f"epsilon {format_epsilon(config.epsilon)} in {config.norm}"
     if trained != attacked:
         print(f"notice: the network was trained at {trained} and is attacked at {attacked}", file=sys.stderr)

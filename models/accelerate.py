@@ -90,9 +90,15 @@ class AcceleratedModel:
         """Logits (B, C) in the model's present mode, differentiable in the weights."""
         return self._run(self._train_forward, self.model, images)
 
-    def attack_logits(self, images: Tensor) -> Tensor:
-        """Eval-mode logits (B, C), differentiable in the images; call it inside ``frozen(model)``."""
+    def attack_logits(self, images: Tensor, compiled: bool = True) -> Tensor:
+        """Eval-mode logits (B, C), differentiable in the images; call it inside ``frozen(model)``.
+
+        Args:
+            compiled: False where several gradients of one forward are taken, which a compiled one does not allow.
+        """
         eager = self._folded or self.model
+        if not compiled:
+            return self._run(eager, eager, images)
         try:
             return self._run(self._attack_forward, eager, images)
         except torch.cuda.OutOfMemoryError:

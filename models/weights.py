@@ -1,5 +1,6 @@
 """Weights on disk: ours, the published ones, and everything a resumed run needs."""
 
+import io
 import pickle
 import re
 import warnings
@@ -12,38 +13,47 @@ from torch import Tensor, nn
 from utils.errors import UserError
 
 
-def load_file(path: str | Path, device: torch.device | str = "cpu") -> Any:
+def load_file(path: str | Path, device: torch.device | str = "cpu", content: bytes | None = None) -> Any:
     """What a torch file (legacy or zip format) holds, on the device; nothing in it is executed.
+
+    Args:
+        content: the bytes of the file, if they have been read already.
 
     Raises:
         UserError: missing, truncated, not a torch file, or a pickle with code in it.
     """
-    if not Path(path).is_file():
-        raise UserError(f"no checkpoint at {path}: check the path")
+    if content is None:
+        content = read_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about foreign pickles, which the sentences below are about
-            return torch.load(path, map_location=device, weights_only=True)
+            return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
-        if _holds_code(path, str(error)):
+        if _holds_code(content, str(error)):
             raise UserError(
                 f"{path} holds more than weights (pickled code or objects), which is never run here: "
                 "save its plain state_dict and pass that"
             ) from error
         raise UserError(f"{path} is not a torch checkpoint: download or copy it again") from error
-    except PermissionError as error:
-        raise UserError(f"{path} may not be read: change its permissions") from error
     except Exception as error:  # a damaged file makes zipfile, pickle, struct and torch raise nearly anything
         raise UserError(f"{path} is truncated or not a torch checkpoint: download or copy it again") from error
 
 
-def _holds_code(path: str | Path, message: str) -> bool:
+def read_file(path: str | Path) -> bytes:
+    """Raises: UserError: missing, or not readable."""
+    if not Path(path).is_file():
+        raise UserError(f"no checkpoint at {path}: check the path")
+    try:
+        return Path(path).read_bytes()
+    except PermissionError as error:
+        raise UserError(f"{path} may not be read: change its permissions") from error
+
+
+def _holds_code(content: bytes, message: str) -> bool:
     """Whether torch refused the file for a class or function in it, rather than for not being a torch file."""
     if "unexpected EOF" in message:
         return False
-    with open(path, "rb") as file:
-        bare_pickle = file.read(1) == b"\x80"
-    return bare_pickle or re.search(r"unsupported (global|class)|reduce", message, re.IGNORECASE) is not None
+    return content[:1] == b"\x80" or re.search(r"unsupported (global|class)|reduce", message, re.IGNORECASE) is not None
 
 
 def student_state(content: Any, path: str | Path) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ MAY_IMPORT = {
 }
 PROGRAMS = {
     "train_lbgat.py": {"engine", "utils"},
-    "eval_autoattack.py": {"evaluation", "report", "utils"},
+    "eval_autoattack.py": {"evaluation", "utils"},
 }
 
 

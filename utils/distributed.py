@@ -1,137 +1,202 @@
-"""Several processes on one evaluation, started by torchrun: who takes which job, what all know, and one end for all.
+"""Several processes on one job, started by torchrun: rank and size, messages, a shared counter, and one end for all.
 
-They speak through torchrun's own key-value store alone: its counters deal out the jobs, so that nobody waits for the
-slowest, and waiting for one another leaves every process free to hear a signal.
+A message is JSON or bytes and travels in tensors by gloo. Nothing that arrives is unpickled, since torchrun's store and
+gloo's connections ask nobody for a password. Waiting is a loop over the store's counters, so that Ctrl-C and SIGTERM
+interrupt it.
 """
 
+import json
 import os
-import pickle
+import re
 import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
 import torch
+import torch.distributed as dist
 
 from utils.errors import UserError
 
 T = TypeVar("T")
-PIECE = 1 << 20  # the store takes no value above 8 MB
-SECONDS_BETWEEN_LOOKS = 0.2
+POLL_SECONDS = 0.05
+NOTICE_SECONDS = 60.0
+LOST = "lost contact with torchrun or with another process: rerun the same command to resume"
 
 
-class Team:
-    """The processes of one evaluation, as one of them sees them; by default it is alone.
+class ProcessGroup:
+    """The processes of one run, as one of them sees them; without torchrun it is alone.
 
     Attributes:
-        rank: its number among all ``size``; rank 0 prints, logs and writes the report.
+        rank: number of this process, from 0 to ``size`` - 1.
         local_rank: its number on its machine.
+        is_main: whether it is rank 0, which prints, logs and writes reports.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0, store: Any = None) -> None:
-        self.rank, self.size, self.local_rank = rank, size, local_rank
+        self.rank, self.size, self.local_rank, self.is_main = rank, size, local_rank, rank == 0
         self._store = store
         self._counters: Counter[str] = Counter()
         self._messages = 0
 
     @classmethod
-    def join(cls) -> "Team":
-        """The team that torchrun made, as its environment variables tell.
+    def init(cls) -> "ProcessGroup":
+        """Join the group that torchrun describes in the environment.
 
         Raises:
-            UserError: these are set, and nobody answers there.
+            UserError: the environment is not torchrun's, or nobody answers at its address.
         """
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        size = _integer("WORLD_SIZE", 1)
+        if size == 1:
             return cls()
-        from torch.distributed import rendezvous
-
         try:
-            store, rank, size = next(rendezvous("env://", timeout=timedelta(minutes=10)))
+            rank, local_rank = _integer("RANK", 0), _integer("LOCAL_RANK", 0)
+            store, *_ = next(dist.rendezvous("env://", timeout=timedelta(minutes=1)))
+            group = cls(rank, size, local_rank, dist.PrefixStore("lbgat", store))
+            group._arrive()  # init_process_group cannot be interrupted, so it starts when all are there
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"WORLD_SIZE is set, but no torchrun is behind it: unset it ({reason})") from error
-        return cls(rank, size, int(os.environ.get("LOCAL_RANK", "0")), store)
+            raise UserError(f"WORLD_SIZE is {size}, but no torchrun answers: unset it ({reason})") from error
+        return group
 
     @property
     def launcher(self) -> list[str]:
-        """What stood before the program's name on the command line."""
+        """The words before the program's name on the command line."""
         if self.size == 1:
             return ["python"]
         nodes, local = os.environ.get("GROUP_WORLD_SIZE", "1"), os.environ.get("LOCAL_WORLD_SIZE", str(self.size))
         return ["torchrun", *([] if nodes == "1" else [f"--nnodes={nodes}"]), f"--nproc-per-node={local}"]
 
     def device(self, name: str) -> str:
-        """Where this process is to compute: ``auto`` and ``cuda`` give each on a machine the next of its GPUs."""
+        """The device of this process: ``auto`` and ``cuda`` give each process of a machine the next of its GPUs."""
         if self.size > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
             return f"cuda:{self.local_rank % torch.cuda.device_count()}"
         return name
 
     def add(self, counter: str, amount: int) -> int:
-        """Count together with all others; returns the sum so far.
+        """Add to a counter that all processes share; return the sum so far.
 
         Raises:
-            UserError: torchrun, which keeps the count, is gone.
+            UserError: torchrun, which keeps the counters, is gone.
         """
         if self._store is None:
-            self._counters[counter] += int(amount)
+            self._counters[counter] += amount
             return self._counters[counter]
         try:
-            return self._store.add(counter, int(amount))
+            return self._store.add(counter, amount)
         except RuntimeError as error:
-            raise UserError("torchrun is gone: the same command goes on with what is not finished") from error
+            raise UserError(LOST) from error
 
-    def share(self, jobs: Sequence[T]) -> Iterator[T]:
-        """The next job that nobody has taken, until there is none; once in a team's life."""
-        while (index := self.add("jobs taken", 1) - 1) < len(jobs):
+    def check(self) -> None:
+        """Raises: UserError: torchrun is gone. Call it before writing what a newer run may own by now."""
+        self.add("alive", 0)
+
+    def next_jobs(self, jobs: Sequence[T]) -> Iterator[T]:
+        """Yield the next job that no process has taken, until there is none; once in a run."""
+        while (index := self.add("jobs", 1) - 1) < len(jobs):
             yield jobs[index]
 
-    def gather(self, value: T) -> list[T]:
-        """At rank 0 everybody's value, by rank, once all have got here; elsewhere nothing."""
-        self._messages += 1
-        if self.rank > 0:
-            self._send(f"{self._messages} of {self.rank}", value)
-            return []
-        return [value, *(self._receive(f"{self._messages} of {rank}") for rank in range(1, self.size))]
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
+        self.gather("")
 
-    def broadcast(self, value: T) -> T:
-        """Rank 0's value, everywhere, once rank 0 has got here."""
-        self._messages += 1
-        if self.rank > 0:
-            return self._receive(f"{self._messages}")
-        if self.size > 1:
-            self._send(f"{self._messages}", value)
-        return value
+    def gather(self, value: Any) -> list[Any]:
+        """The JSON values of all processes by rank, at rank 0; elsewhere nothing."""
+        return [json.loads(data) for data in self.gather_bytes(json.dumps(value).encode())]
 
-    def first_to_end(self) -> bool:
-        """Whether no other process has ended early before this one, so that it is the one to say why."""
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's JSON value."""
+        return json.loads(self.broadcast_bytes(json.dumps(value).encode()))
+
+    def gather_bytes(self, data: bytes) -> list[bytes]:
+        """The bytes of all processes by rank, at rank 0; elsewhere nothing."""
+        if self.size == 1:
+            return [data]
+        length = torch.tensor([len(data)])
+        lengths = [torch.empty_like(length) for _ in range(self.size)]
+        self._complete(lambda: dist.all_gather(lengths, length, async_op=True))
+        padded = torch.zeros(int(max(lengths)), dtype=torch.uint8)
+        padded[: len(data)] = _tensor(data)
+        everyone = [torch.empty_like(padded) for _ in lengths] if self.is_main else None
+        self._complete(lambda: dist.gather(padded, everyone, async_op=True))
+        return [_bytes(tensor[: int(n)]) for tensor, n in zip(everyone or [], lengths, strict=self.is_main)]
+
+    def broadcast_bytes(self, data: bytes) -> bytes:
+        """Rank 0's bytes."""
+        if self.size == 1:
+            return data
+        length = torch.tensor([len(data)])
+        self._complete(lambda: dist.broadcast(length, 0, async_op=True))
+        tensor = _tensor(data) if self.is_main else torch.empty(int(length), dtype=torch.uint8)
+        self._complete(lambda: dist.broadcast(tensor, 0, async_op=True))
+        return _bytes(tensor)
+
+    def is_first_to_end(self) -> bool:
+        """Whether no other process has ended early before this one, so that it says why."""
         try:
             return self.add("ended early", 1) == 1
         except UserError:
-            return self.rank == 0
+            return self.is_main
 
-    def _send(self, key: str, value: Any) -> None:
-        data = pickle.dumps(value)
-        pieces = range(0, len(data), PIECE)
-        for start in pieces:
-            self._store.set(f"{key}: {start}", data[start : start + PIECE])
-        self._store.set(key, str(len(data)))
+    def _arrive(self) -> None:
+        """Wait until all processes have come as far as this one.
 
-    def _receive(self, key: str) -> Any:
-        while self.add("ended early", 0) == 0:
-            if self._store.check([key]):
-                pieces = range(0, int(self._store.get(key)), PIECE)
-                return pickle.loads(b"".join(self._store.get(f"{key}: {start}") for start in pieces))
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-        raise SystemExit(1)
+        Raises:
+            UserError: torchrun is gone.
+            SystemExit: another process has ended early, and says why.
+        """
+        self._messages += 1
+        self.add(f"messages of {self.rank}", 1)
+        self.add(f"message {self._messages}", 1)
+        notice = time.monotonic() + NOTICE_SECONDS
+        while self.add(f"message {self._messages}", 0) < self.size:
+            if self.add("ended early", 0):
+                raise SystemExit(1)
+            if time.monotonic() > notice:
+                late = [rank for rank in range(self.size) if self.add(f"messages of {rank}", 0) < self._messages]
+                print(f"process {self.rank} is waiting for process {', '.join(map(str, late))}", file=sys.stderr)
+                notice = float("inf")
+            time.sleep(POLL_SECONDS)
+
+    def _complete(self, start: Callable[[], Any]) -> None:
+        """Run a collective, once all processes are there.
+
+        Raises:
+            UserError: another process has ended, or torchrun.
+        """
+        self._arrive()
+        try:
+            work = start()
+            while not work.is_completed():
+                time.sleep(0.001)
+            work.wait()
+        except RuntimeError as error:
+            raise UserError(LOST) from error
+
+
+def _integer(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not re.fullmatch("[0-9]{1,9}", text) or (name == "WORLD_SIZE" and int(text) == 0):
+        raise UserError(f"{name}={text!r} in the environment is no number: unset it, or start with torchrun")
+    return int(text)
+
+
+def _tensor(data: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.numpy().tobytes()
 
 
 @contextmanager
-def ending_together(team: Team) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the program with one line and status 130 or 143; of a team, one process tells why."""
+def exit_cleanly(group: ProcessGroup) -> Iterator[None]:
+    """End by Ctrl-C with status 130 and by SIGTERM with 143; of several processes the first to end prints its line."""
 
     def stop(number: int, frame: object) -> NoReturn:
         raise KeyboardInterrupt(number)
@@ -140,11 +205,11 @@ def ending_together(team: Team) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        if team.first_to_end():
-            print("stopped: finished attacks are kept, and the same command goes on with the others", file=sys.stderr)
+        if group.is_first_to_end():
+            print("interrupted: progress is saved, rerun the same command to resume", file=sys.stderr)
         raise SystemExit(128 + interrupt.args[0]) from None
     except Exception:
-        if team.first_to_end():
+        if group.is_first_to_end():
             raise
         raise SystemExit(1) from None
     finally:

@@ -1,11 +1,14 @@
-"""Files on disk: atomic writes and hashes."""
+"""Files on disk: atomic writes, hashes, and a lock on a run's folder."""
 
 import hashlib
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import filelock
 import torch
 
 from utils.errors import UserError
@@ -47,3 +50,31 @@ def file_hash(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+@contextmanager
+def lock_folder(folder: Path, name: str) -> Iterator[None]:
+    """Hold the lock of a run's folder; it ends with the process, however that ends.
+
+    The file ``FOLDER/NAME.lock`` stays: deleting it would let two processes hold locks on two files of one name.
+    On a file system without locks a notice is printed and nothing is locked.
+
+    Args:
+        folder: is there and can be written.
+        name: what runs in it, ``evaluation`` or ``training``.
+
+    Raises:
+        UserError: another process holds the lock.
+    """
+    lock = filelock.FileLock(folder / f"{name}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise UserError(f"another {name} is running in {folder}: wait for it, or use another --mark") from None
+    except (OSError, NotImplementedError) as error:
+        notice = f"cannot lock {folder} ({error}): do not start a second {name} with this --mark"
+        print(f"notice: {notice}", file=sys.stderr)
+    try:
+        yield
+    finally:
+        lock.release()

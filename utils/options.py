@@ -121,8 +121,12 @@ class Parser(argparse.ArgumentParser):
             group.add_argument(name, **kwargs)
 
     def _add_field(self, f: dataclasses.Field) -> None:
+        group = self.groups[f.metadata["group"]]
+        if f.default is False:
+            group.add_argument(flag(f.name), dest=f.name, action="store_true", help=f.metadata["help"])
+            return
         shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
-        self.groups[f.metadata["group"]].add_argument(
+        group.add_argument(
             flag(f.name),
             *f.metadata.get("aliases", ()),
             dest=f.name,

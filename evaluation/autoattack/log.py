@@ -1,11 +1,11 @@
-"""What the suite says: autoattack.log, and its warnings."""
+"""The suite's log and warnings: autoattack.log, standard error, and the report."""
 
 import logging
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,79 +14,70 @@ from tqdm import tqdm
 from evaluation.autoattack.suite import LOGGER
 
 
-def _kind(warning: str) -> str:
-    """The same for warnings that differ in their figures alone."""
-    return re.sub(r"[\d.]+", "#", warning)
+class _Warnings(logging.Handler):
+    """Pass the suite's warnings to ``warn``, and print the first of each kind on standard error if ``shows``."""
 
-
-class _Console(logging.Handler):
-    """The suite's warnings on standard error, above the progress bar, each once: every chunk repeats them."""
-
-    def __init__(self) -> None:
+    def __init__(self, warn: Callable[[str], None], shows: bool) -> None:
         super().__init__(logging.WARNING)
-        self.seen: set[str] = set()
+        self.warn, self.shows, self.seen = warn, shows, set()
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
-        if _kind(message) not in self.seen:
+        self.warn(message)
+        if self.shows and _kind(message) not in self.seen:
             self.seen.add(_kind(message))
-            tqdm.write(f"warning: {message}", file=sys.stderr)
-
-
-class _Warnings(logging.Handler):
-    """Hands the suite's warnings on."""
-
-    def __init__(self, warn: Callable[[str], None]) -> None:
-        super().__init__(logging.WARNING)
-        self.warn = warn
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.warn(record.getMessage())
+            tqdm.write(f"warning: {message}", file=sys.stderr)  # above the progress bar
 
 
 @contextmanager
 def suite_log(path: Path | None, resumed: bool, warn: Callable[[str], None]) -> Iterator[None]:
-    """Collect the suite's lines and ours in a file; a new evaluation starts a new one.
+    """Log the suite's lines and ours in a file; a new evaluation starts a new file.
 
     Args:
         path: None in a process that neither logs nor prints.
         warn: called with each warning of the suite.
     """
-    handlers: list[logging.Handler] = [_Warnings(warn)]
+    handlers: list[logging.Handler] = [_Warnings(warn, shows=path is not None)]
     if path:
         if not resumed:
             path.unlink(missing_ok=True)
-        file = logging.FileHandler(path, mode="a", encoding="utf-8")  # the authors' package appends to it as well
+        file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-        handlers += [file, _Console()]
-    level, propagate = LOGGER.level, LOGGER.propagate
+        file.handleError = lambda record: None  # a full disk ends the evaluation when it saves its state
+        handlers.append(file)
+    level, propagate, show = LOGGER.level, LOGGER.propagate, warnings.showwarning
+
+    def log_suites(message: Warning | str, category: type[Warning], *where: Any, **line: Any) -> None:
+        if category is Warning:  # the suite's checks warn so; libraries use subclasses
+            LOGGER.warning(str(message))
+        else:
+            show(message, category, *where, **line)
+
     for handler in handlers:
         LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.DEBUG)
     LOGGER.propagate = False
-    show = warnings.showwarning
-
-    def log_suites(message: Warning | str, category: type[Warning], *where: Any, **file: Any) -> None:
-        if category is Warning:  # as the authors' package warns, which has no logger
-            LOGGER.warning(str(message))
-        else:
-            show(message, category, *where, **file)
-
     try:
         with warnings.catch_warnings():
             warnings.showwarning = log_suites
             yield
     finally:
-        for handler in handlers:
-            LOGGER.removeHandler(handler)
-            handler.close()
         LOGGER.setLevel(level)
         LOGGER.propagate = propagate
+        for handler in handlers:
+            LOGGER.removeHandler(handler)
+            with suppress(OSError):  # a full disk
+                handler.close()
 
 
 def of_each_kind(messages: Iterable[str]) -> list[str]:
     """The first of the suite's warnings of each kind."""
-    found: dict[str, str] = {}
+    first: dict[str, str] = {}
     for message in messages:
-        found.setdefault(_kind(message), str(message))
-    return list(found.values())
+        first.setdefault(_kind(message), str(message))
+    return list(first.values())
+
+
+def _kind(warning: str) -> str:
+    """The same text for warnings that differ in their numbers only."""
+    return re.sub(r"[\d.]+", "#", warning)

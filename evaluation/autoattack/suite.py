@@ -1,7 +1,7 @@
 """The authors' suite (Croce & Hein 2020), from ``pyautoattack`` or ``autoattack``: which attacks, and how strong.
 
-The attacks are the authors' code. The loop over them is ours, for settled images to leave (``engine/watching.py``):
-it does to each attack what the front end's ``run_standard_evaluation`` does.
+The attacks are the authors' code. We run them one by one, set up as the front end's ``run_standard_evaluation`` sets
+them up, so that an evaluation knows which attack broke an image and can resume between two attacks.
 """
 
 import importlib
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.autoattack.attacked_model import AttackedModel
-from evaluation.autoattack.early_exit import watch
+from evaluation.autoattack.early_exit import patch_attacks
 from utils.errors import UserError
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -63,13 +63,13 @@ def check_classes(attacks: tuple[str, ...], num_classes: int) -> None:
             )
 
 
-def find_package() -> ModuleType:
-    """``pyautoattack``, else the authors' ``autoattack`` of their repository.
+def find_package(plain: bool = False) -> ModuleType:
+    """Return ``pyautoattack``, else the authors' ``autoattack`` of their repository (not if ``plain``).
 
     Raises:
-        UserError: neither is installed.
+        UserError: it is not installed.
     """
-    for name in ("pyautoattack", "autoattack"):
+    for name in ("pyautoattack",) if plain else ("pyautoattack", "autoattack"):
         try:
             return importlib.import_module(name)
         except ImportError:
@@ -84,8 +84,9 @@ class Suite:
     Attributes:
         attacks: names in the order in which they run.
         epsilon: radius in [0, 1]; norm: ``linf`` or ``l2``.
-        seed: from which every attack starts, in every chunk.
-        log_path: where the authors' package writes its lines; ``pyautoattack`` has the logger ``auto-attack``.
+        seed: of every attack, in every chunk.
+        log_path: log file of the authors' package; ``pyautoattack`` has the logger ``auto-attack``.
+        plain: run the front end's own loop over the attacks.
     """
 
     package: ModuleType
@@ -97,45 +98,52 @@ class Suite:
     batch_size: int
     device: torch.device | str = "cpu"
     log_path: str | None = None
+    plain: bool = False
 
     def start(self, model: nn.Module) -> Any:
-        """A front end. Every chunk takes a new one, for a verdict that does not depend on the chunks before.
+        """Return a new front end; every chunk takes one, so that its verdict does not depend on earlier chunks.
 
         Args:
-            model: ``AttackedModel``; any other network is attacked as it is, and no image leaves early.
+            model: an ``AttackedModel``; any other network is attacked as it is, without early exit.
         """
-        version = "standard" if self.version == "dev" else self.version
-        common = {"norm": SUITE_NORMS[self.norm], "eps": self.epsilon, "seed": self.seed, "version": version}
-        custom = list(self.attacks) if self.version == "custom" else None
+        common = {
+            "norm": SUITE_NORMS[self.norm],
+            "eps": self.epsilon,
+            "seed": self.seed,
+            "version": "standard" if self.version == "dev" else self.version,
+            "device": str(self.device),
+        }
+        attacks = list(self.attacks) if self.version == "custom" else None
         if self.package.__name__ == "pyautoattack":
-            front_end = self.package.AutoAttack(model, attacks=custom, device=str(self.device), **common)
+            front_end = self.package.AutoAttack(model, attacks=attacks, **common)
         else:
-            with redirect_stdout(sys.stderr):  # standard output is for the result
-                front_end = self.package.AutoAttack(
-                    model, attacks_to_run=custom or [], device=str(self.device), log_path=self.log_path, **common
-                )
+            front_end = _authors_front_end(self.package, model, attacks, self.log_path, common)
         if isinstance(model, AttackedModel):
-            watch(front_end, model)
+            patch_attacks(front_end, model)
         return front_end
 
     def run(self, front_end: Any, attack: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """One attack on images (B, C, H, W) in [0, 1] that the network gets right.
+        """Run one attack on images (B, C, H, W) in [0, 1] that the network classifies correctly.
 
         Returns:
-            Adversarial images and what they are taken for (B,); the image itself and its label y where it stood.
+            Adversarial images and their predictions (B,); the clean image and its label y where the attack failed.
         """
-        LOGGER.debug(f"running {attack}")
         with torch.no_grad(), redirect_stdout(sys.stderr):
+            if self.plain:
+                self._set_up(front_end, attack)
+                front_end.attacks_to_run = [attack]
+                return front_end.run_standard_evaluation(x, y, batch_size=self.batch_size)
+            LOGGER.debug(f"running {attack}")
             if attack == self.attacks[0]:
                 self._check(front_end, x, y)
-            found = self._perturb(front_end, attack, x.clone(), y.clone())
+            found = self._set_up(front_end, attack).perturb(x.clone(), y.clone())
             prediction = front_end.model(found).max(1)[1]
-        fooled = prediction != y
-        LOGGER.debug(f"{attack} - 1/1 - {fooled.sum()} out of {len(y)} successfully perturbed")
-        return torch.where(fooled.view(-1, 1, 1, 1), found, x), prediction
+        broken = prediction != y
+        LOGGER.debug(f"{attack} - 1/1 - {broken.sum()} out of {len(y)} successfully perturbed")
+        return torch.where(broken.view(-1, 1, 1, 1), found, x), prediction
 
-    def _perturb(self, front_end: Any, attack: str, x: Tensor, y: Tensor) -> Tensor:
-        """As ``run_standard_evaluation`` sets the attack up."""
+    def _set_up(self, front_end: Any, attack: str) -> Any:
+        """Return the front end's object for an attack, with the settings of ``run_standard_evaluation``."""
         name = {"apgd-t": "apgd_targeted"}.get(attack) or attack.split("-")[0]
         attacker = getattr(front_end, name)
         attacker.seed = front_end.get_seed()
@@ -145,10 +153,10 @@ class Suite:
             attacker.targeted = attack == "fab-t"
             if "fab-t" in (attack, *takewhile(lambda name: name != attack, self.attacks)):
                 attacker.n_restarts = 1  # one object serves both, and fab-t leaves it so
-        return attacker.perturb(x, y)
+        return attacker
 
     def _check(self, front_end: Any, x: Tensor, y: Tensor) -> None:
-        """The suite's own checks of the network, on a chunk's images; they warn as Python does."""
+        """Run the suite's own checks of the network on a chunk's images; they warn as Python does."""
         checks = importlib.import_module(f"{self.package.__name__}.checks")
         if self.version != "rand":
             checks.check_randomized(front_end.get_logits, x, y, bs=len(x))
@@ -158,10 +166,18 @@ class Suite:
         checks.check_n_classes(classes, list(self.attacks), *targets)
 
     def warn_about_square(self, accuracy: dict[str, float]) -> None:
-        """The suite's own check of the accuracies (in percent): running attack by attack hides it from the suite."""
+        """Run the suite's own check of the accuracies (in percent), which its front end makes after the last attack."""
         checks = importlib.import_module(f"{self.package.__name__}.checks")
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             checks.check_square_sr({name: value / 100 for name, value in accuracy.items()})
         for warning in caught:
             LOGGER.warning(str(warning.message))
+
+
+def _authors_front_end(
+    package: ModuleType, model: nn.Module, attacks: list[str] | None, log_path: str | None, common: dict[str, Any]
+) -> Any:
+    """Return the front end of the authors' own package, which prints and has other names for two settings."""
+    with redirect_stdout(sys.stderr):  # standard output is for the result
+        return package.AutoAttack(model, attacks_to_run=attacks or [], log_path=log_path, **common)

@@ -1,55 +1,28 @@
 """eval_autoattack.py through its command line: the report, resuming, and every error as one sentence."""
 
-import importlib
+import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
-import types
 
 import numpy as np
-import pyautoattack
 import pytest
 import torch
 
 import eval_autoattack
-from evaluation import attack_loop as autoattack
+from evaluation import attack_loop
 from evaluation.autoattack.suite import STANDARD
 from evaluation.config import parse_eval
-from evaluation.resume import only_evaluation
-from evaluation.target import LoadedModel, run_name, warn_of_other_training
+from evaluation.summary import FILES
+from evaluation.target import LoadedModel, load_data, run_name, warn_of_other_training
 from models import create_model
 from tests.helpers import QUICK, ROOT, digits
-from utils.files import file_hash
+from utils.files import file_hash, lock_folder
 from utils.options import format_epsilon
-
-
-@pytest.fixture
-def authors_package(monkeypatch):
-    """A stand-in with the signature of the authors' package, which is not on PyPI; pyautoattack cannot be imported."""
-
-    class AutoAttack:
-        def __init__(self, model, norm="Linf", eps=0.3, seed=None, verbose=True, attacks_to_run=(), version="standard",
-                     is_tf_model=False, device="cuda", log_path=None):  # fmt: skip
-            assert version == "custom" or attacks_to_run == []
-            self.inner = pyautoattack.AutoAttack(
-                model, norm=norm, eps=eps, seed=seed, attacks=attacks_to_run or None, version=version, device=device
-            )
-            print("using", version)
-            with open(log_path, "a") as file:
-                file.write(f"using {version}\n")
-
-        def __getattr__(self, name):  # the attacks and their settings have the same names in both packages
-            return getattr(self.inner, name)
-
-    package = types.ModuleType("autoattack")
-    package.AutoAttack = AutoAttack
-    monkeypatch.setitem(sys.modules, "autoattack", package)
-    monkeypatch.setitem(sys.modules, "autoattack.checks", importlib.import_module("pyautoattack.checks"))
-    monkeypatch.setitem(sys.modules, "pyautoattack", None)
-    return package
 
 
 def test_standard_evaluation_of_a_training_run(program, checkpoint, tmp_path):
@@ -57,8 +30,8 @@ def test_standard_evaluation_of_a_training_run(program, checkpoint, tmp_path):
     assert status == 0, err
     folder = tmp_path / "Logs" / "some-run"  # the training run's
     assert sorted(path.name for path in folder.iterdir()) == [
-        "adversarial.png", "autoattack.json", "autoattack.log", "autoattack.npz", "classes.png", "report.html",
-        "report.md",
+        "adversarial.png", "autoattack.json", "autoattack.log", "autoattack.npz", "classes.png", "evaluation.lock",
+        "report.html", "report.md",
     ]  # fmt: skip
     report = json.loads((folder / "autoattack.json").read_text())
     arrays = np.load(folder / "autoattack.npz")
@@ -104,11 +77,11 @@ def test_epsilon_is_printed_as_typed():
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_evaluation_goes_on_with_the_same_command(
+def test_an_interrupted_evaluation_resumes_with_the_same_command(
     program, checkpoint, tmp_path, monkeypatch, number, status
 ):
     state, results, calls = tmp_path / "Logs/some-run/autoattack.state.npz", [], []
-    attack_chunk = autoattack.attack_chunk
+    attack_chunk = attack_loop.attack_chunk
 
     def interrupted(*args):
         calls.append(len(calls))
@@ -117,61 +90,30 @@ def test_an_interrupted_evaluation_goes_on_with_the_same_command(
                 os.kill(os.getpid(), number)
             yield step
 
-    monkeypatch.setattr(autoattack, "attack_chunk", interrupted)
+    monkeypatch.setattr(attack_loop, "attack_chunk", interrupted)
     before = signal.getsignal(number)
     code, out, err = program("--checkpoint", checkpoint, *QUICK)
     assert (code, out) == (status, "")
-    assert err.splitlines()[-1].startswith("stopped: finished attacks are kept, and the same command goes on")
+    assert err.splitlines()[-1].startswith("interrupted: progress is saved, rerun the same command to resume")
     assert "Traceback" not in err
     assert signal.getsignal(number) is before
     assert np.load(state)["progress"].tolist() == [[2, 2, 1]]
     code, out, _ = program("--checkpoint", checkpoint, *QUICK)
-    assert code == 0 and len(calls) == 4  # two finished, one interrupted, and that one gone on with
+    assert code == 0 and len(calls) == 4  # two finished, one interrupted, and that one resumed
     assert not state.exists()
     results.append(np.load(tmp_path / "Logs/some-run/autoattack.npz"))
     program("--checkpoint", checkpoint, *QUICK, "--mark", "in-one-go")
     results.append(np.load(tmp_path / "Logs/in-one-go/autoattack.npz"))
     for name in results[0].files:
         np.testing.assert_array_equal(results[0][name], results[1][name])
-    assert "(upper bound by AutoAttack custom: apgd-ce, epsilon 0.02, 6 images, 95%" in out.splitlines()[-1]
-    assert "5 of 6 steps are finished" in (tmp_path / "Logs/some-run/autoattack.log").read_text()
-
-
-def test_a_foreign_or_torn_state_is_refused_and_kept(program, checkpoint, tmp_path, monkeypatch):
-    def full_disk(*args):
-        raise OSError(28, "No space left on device")
-
-    state = tmp_path / "Logs/some-run/autoattack.state.npz"
-    with monkeypatch.context() as patch:
-        patch.setattr("evaluation.summary.write_report", full_disk)
-        status, out, err = program("--checkpoint", checkpoint, *QUICK)
-    assert (status, out) == (1, "") and "No space left" in err and state.exists()
-    finished = state.read_bytes()
-    for flags, what in [
-        (("--epsilon", "8/255"), "epsilon 0.02 there and 0.03137"),
-        (("--seed", "2"), "seed 1 there and 2 here"),
-        (("--batch-size", "3"), "batch_size 2 there and 3 here"),
-        (("--n-examples", "5"), "n 6 there and 5 here"),
-        (("--attacks", "apgd-dlr"), 'attacks ["apgd-ce"] there and ["apgd-dlr"] here'),
-        (("--epsilons", "0"), "epsilons [0.02] there and [0.02, 0.0] here"),
-        (("--precision", "bf16"), "precision fp32 there and bf16 here"),
-        (("--save-adv", tmp_path / "adv.npz"), "save_adv null there and true here"),
-    ]:
-        status, out, err = program("--checkpoint", checkpoint, *QUICK, *flags)
-        assert (status, out) == (1, "")
-        assert what in err and f"{state} is of another, unfinished evaluation" in err and "--mark" in err
-        assert state.read_bytes() == finished
-    state.write_bytes(finished[: len(finished) // 2])
-    status, _, err = program("--checkpoint", checkpoint, *QUICK)
-    assert status == 1 and err.startswith(f"error: {state} is damaged") and "delete it" in err and err.count("\n") == 1
-    state.write_bytes(finished)
-    assert program("--checkpoint", checkpoint, *QUICK)[0] == 0 and not state.exists()
+    assert "(upper bound by AutoAttack custom: apgd-ce, epsilon 0.02, 6 images, " in out.splitlines()[-1]
+    assert "resuming: 5 of 6 steps are finished" in (tmp_path / "Logs/some-run/autoattack.log").read_text()
 
 
 def test_one_evaluation_of_a_mark_at_a_time(program, checkpoint, tmp_path):
     folder = tmp_path / "Logs/some-run"
     folder.mkdir(parents=True)
-    with only_evaluation(folder):
+    with lock_folder(folder, "evaluation"):
         status, out, err = program("--checkpoint", checkpoint, *QUICK)
         assert (status, out) == (1, "")
         assert err == f"error: another evaluation is running in {folder}: wait for it, or use another --mark\n"
@@ -179,21 +121,7 @@ def test_one_evaluation_of_a_mark_at_a_time(program, checkpoint, tmp_path):
     assert program("--checkpoint", checkpoint, *QUICK)[0] == 0
 
 
-def test_an_automatic_batch_size_is_kept_when_going_on(program, checkpoint, tmp_path, monkeypatch):
-    def full_disk(*args):
-        raise OSError(28, "No space left on device")
-
-    flags = ("--checkpoint", checkpoint, *QUICK, "--batch-size", "auto")
-    monkeypatch.setattr("evaluation.resume.fastest_batch", lambda queries, shape, most: {(3, 16, 16): 4}[shape])
-    with monkeypatch.context() as patch:
-        patch.setattr("evaluation.summary.write_report", full_disk)
-        assert program(*flags)[0] == 1
-    monkeypatch.setattr("evaluation.resume.fastest_batch", lambda queries, shape, most: 5)  # another moment
-    assert program(*flags)[0] == 0
-    assert json.loads((tmp_path / "Logs/some-run/autoattack.json").read_text())["batch_size"] == 4
-
-
-def test_another_ball_than_in_training_is_told_of(program, checkpoint, tmp_path, capsys):
+def test_another_epsilon_than_in_training_gives_a_notice(program, checkpoint, tmp_path, capsys):
     content, config = torch.load(checkpoint, weights_only=True), parse_eval(["--epsilon", "0.02"])
     torch.save({**content, "config": {**content["config"], "epsilon": 8 / 255, "norm": "linf"}}, tmp_path / "net.pt")
     status, _, err = program("--checkpoint", tmp_path / "net.pt", *QUICK)
@@ -213,7 +141,7 @@ def test_another_ball_than_in_training_is_told_of(program, checkpoint, tmp_path,
 
 def test_the_report_of_another_evaluation_is_kept(program, checkpoint, tmp_path):
     def reports():
-        files = (tmp_path / "Logs/some-run").glob("autoattack*.json")
+        files = (tmp_path / "Logs/some-run").rglob("autoattack.json")
         return sorted(json.loads(path.read_text())["epsilon_text"] for path in files)
 
     program("--checkpoint", checkpoint, *QUICK)
@@ -221,7 +149,7 @@ def test_the_report_of_another_evaluation_is_kept(program, checkpoint, tmp_path)
     assert reports() == ["0.02"]
     program("--checkpoint", checkpoint, *QUICK, "--epsilon", "8/255")
     assert reports() == ["0.02", "8/255"]
-    assert len(list((tmp_path / "Logs/some-run").glob("autoattack*.npz"))) == 2
+    assert len(list((tmp_path / "Logs/some-run").rglob("autoattack.npz"))) == 2
 
 
 def test_published_file_with_the_published_flags(program, tmp_path):
@@ -238,29 +166,83 @@ def test_published_file_with_the_published_flags(program, tmp_path):
     flags = ("--widen_factor", 1, "--dataparallel", "True", "--num_classes", 100, "--epsilon", "8.0")
     status, out, err = program("--model-path", path, "--data-dir", tmp_path, *flags, "--norm", "l2")
     assert status == 0, err
-    assert "(AutoAttack, epsilon 8/255, 4 images, 95% interval" in out.splitlines()[-1]
+    assert "(AutoAttack, epsilon 8/255, 4 images, " in out.splitlines()[-1]
     report = json.loads((tmp_path / "Logs/cifar100_wrn34/autoattack.json").read_text())
     assert (report["model"], report["dataset"], report["norm"]) == ("wrn-34-1", "cifar100", "l2")
     assert program("--model-path", path, "--data-dir", tmp_path)[0] == 0  # all of it is read off the file
 
 
-def test_through_the_authors_package(program, authors_package, checkpoint, tmp_path):
-    status, out, err = program("--checkpoint", checkpoint, *QUICK)
+def test_plain_has_the_same_report(program, checkpoint, tmp_path):
+    """The official front end on the untouched network: the same verdicts, beside a report of its own."""
+    assert program("--checkpoint", checkpoint, *QUICK, "--mark", "run")[0] == 0
+    status, out, err = program("--checkpoint", checkpoint, *QUICK, "--mark", "run", "--plain")
     assert status == 0, err
-    report = json.loads((tmp_path / "Logs/some-run/autoattack.json").read_text())
-    assert report["versions"]["autoattack"] == "unknown" and "pyautoattack" not in report["versions"]
-    assert (tmp_path / "Logs/some-run/autoattack.log").read_text().count("using custom") >= 1
-    assert "using" not in out and out.startswith("| attack ")
-
-
-def test_the_authors_package_gives_the_same_verdict(program, checkpoint, tmp_path, request):
-    flags = ("--checkpoint", checkpoint, *QUICK, "--attacks", "apgd-ce,apgd-t")
-    assert program(*flags, "--mark", "pyautoattack")[0] == 0
-    request.getfixturevalue("authors_package")
-    assert program(*flags, "--mark", "autoattack")[0] == 0
-    ours, theirs = (np.load(tmp_path / f"Logs/{mark}/autoattack.npz") for mark in ("pyautoattack", "autoattack"))
+    assert re.fullmatch(r"clean \S+%  robust \S+%  \(.*apgd-ce, epsilon 0\.02, 6 images.*\)", out.splitlines()[-1])
+    folder = tmp_path / "Logs/run"
+    (earlier,) = folder.glob("earlier-*")
+    reports = [json.loads((path / "autoattack.json").read_text()) for path in (earlier, folder)]
+    assert [report["plain"] for report in reports] == [False, True] and reports[0].keys() == reports[1].keys()
+    ours, plain = (np.load(path / "autoattack.npz") for path in (earlier, folder))
     for name in ours.files:
-        np.testing.assert_array_equal(ours[name], theirs[name])
+        np.testing.assert_array_equal(ours[name], plain[name])
+    assert {path.name for path in earlier.iterdir()} == set(FILES) - {"curve.png"}
+
+
+def broken(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "part, flags, what",
+    [
+        ("write_pages", (), "report.html failed: [Errno 28] No space left on device"),
+        ("write_atomically", (), "adversarial.png failed"),
+        ("cross_checks", ("--cross-checks", 1), "--cross-checks failed"),
+        ("save_adversarial", ("--save-adv", "adv.npz"), "--save-adv failed"),
+        ("export_robustbench", ("--export", "robustbench", "zoo"), "--export failed"),
+        ("summary.write_report", (), "autoattack.json failed"),
+    ],
+)
+def test_the_result_is_printed_whatever_fails(program, checkpoint, tmp_path, monkeypatch, part, flags, what):
+    """And the state is kept: the same command writes the report again without an attack."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "Logs/some-run"
+    with monkeypatch.context() as patch:
+        patch.setattr(f"evaluation.run.{part}", broken)
+        status, out, err = program("--checkpoint", checkpoint, *QUICK, *flags)
+    assert status == 1 and out.splitlines()[-1].startswith("clean ")
+    assert err.splitlines()[-1].startswith(f"error: {what}") and "Traceback" not in err
+    assert (folder / "autoattack.json").exists() == (part != "summary.write_report")
+    assert "No space left" in (folder / "autoattack.log").read_text() and (folder / "autoattack.state.npz").exists()
+    monkeypatch.setattr(attack_loop, "attack_chunk", broken)
+    status, again, err = program("--checkpoint", checkpoint, *QUICK, *flags)
+    assert status == 0 and again.splitlines()[-1] == out.splitlines()[-1], err
+    assert (folder / "report.html").exists() and not (folder / "autoattack.state.npz").exists()
+
+
+def test_a_path_that_is_not_utf8_loses_no_verdict(program, checkpoint, tmp_path):
+    path = os.fsdecode(os.fsencode(str(tmp_path)) + b"/\xff.pt")
+    shutil.copy(checkpoint, path)
+    _, out, err = program("--checkpoint", path, *QUICK)
+    assert out.splitlines()[-1].startswith("clean ") and "Traceback" not in err
+    (folder,) = (tmp_path / "Logs").iterdir()
+    assert json.loads((folder / "autoattack.json").read_text())["checkpoint"] == path
+
+
+def test_the_hash_is_of_the_bytes_that_were_attacked(program, checkpoint, tmp_path, monkeypatch):
+    """Also when the file changes after it was read."""
+    path, digest = tmp_path / "net.pt", file_hash(checkpoint)
+    shutil.copy(checkpoint, path)
+
+    def and_then_changed(*args):
+        path.write_bytes(b"other weights")
+        return load_data(*args)
+
+    monkeypatch.setattr("evaluation.run.load_data", and_then_changed)
+    status, _, err = program("--checkpoint", path, *QUICK)
+    assert status == 0, err
+    (folder,) = (tmp_path / "Logs").iterdir()
+    assert json.loads((folder / "autoattack.json").read_text())["checkpoint_sha256"] == digest
 
 
 def test_without_matplotlib_one_line_says_so(program, checkpoint, tmp_path, monkeypatch):
@@ -294,8 +276,11 @@ def test_without_matplotlib_one_line_says_so(program, checkpoint, tmp_path, monk
         (["--epsilon", "1e999"], "is not a number"),
         (["--epsilon", "eight"], "is not a number"),
         (["--epsilon", "8/0"], "is not a number"),
-        (["--batch-size", "0"], "--batch-size 0: write a number of images, at least 1, or auto"),
-        (["--batch-size", "x"], "write a number of images, at least 1, or auto"),
+        (["--batch-size", "0"], "--batch-size 0 must be from 1 to 1000000"),
+        (["--batch-size", str(2**63)], "must be from 1 to 1000000"),
+        (["--batch-size", "auto"], "invalid int value: 'auto'"),
+        (["--plain", "--precision", "bf16"], "--plain is fp32 without torch.compile"),
+        (["--plain", "--compile", "on"], "--plain is fp32 without torch.compile"),
         (["--n-examples", "-1"], "--n-examples -1 must be 0"),
         (["--device", "tpu"], "choose auto, cpu, cuda"),
         (["--norm", "l1"], "invalid choice: 'l1'"),

@@ -1,0 +1,119 @@
+"""AutoAttack on any network and any images: ``evaluate`` for notebooks and other programs."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from evaluation.attack_loop import attack_images, prepare_model
+from evaluation.autoattack.suite import Suite, check_classes, choose_attacks, find_package
+from evaluation.results import PerImageResults
+from utils.device import ieee_products
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Accuracies in percent of the N images, and the results of every image.
+
+    Attributes:
+        accuracy_after: of each attack, in the order in which they ran: the percentage still correct.
+        robust_accuracy: the same after the last attack.
+        clean_prediction, adversarial_prediction: (N,) int64; equal for a robust image.
+        robust: (N,) bool.
+        broken_by: (N,) str; ``clean`` if misclassified without an attack, an attack's name, or empty if robust.
+        x_adv: (N, C, H, W) float32 on the CPU; the clean image where no attack succeeded.
+    """
+
+    clean_accuracy: float
+    robust_accuracy: float
+    accuracy_after: dict[str, float]
+    clean_prediction: np.ndarray
+    adversarial_prediction: np.ndarray
+    robust: np.ndarray
+    broken_by: np.ndarray
+    x_adv: Tensor
+
+
+def evaluate(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    epsilon: float,
+    norm: str = "linf",
+    version: str = "standard",
+    attacks: Sequence[str] = (),
+    seed: int = 1,
+    batch_size: int = 250,
+    device: torch.device | str | None = None,
+    precision: str = "fp32",
+    compile: str = "off",
+    plain: bool = False,
+) -> EvaluationResult:
+    """Attack images with AutoAttack (Croce & Hein 2020) and return what is still correct.
+
+    The model has its mode, flags, device and weights back afterwards, and PyTorch its random state.
+
+    Args:
+        model: images in [0, 1] -> logits (B, K).
+        x: (N, C, H, W) float in [0, 1]; y: (N,) int64 labels.
+        epsilon: radius of the ball around each image, in the units of x.
+        norm: ``linf`` or ``l2``.
+        version: ``standard``, ``dev``, ``plus``, ``rand``, or ``custom`` for the names in ``attacks``.
+        batch_size: images attacked at once; the random starts depend on it.
+        device: where to compute; by default where the model is.
+        precision: ``fp32``, ``tf32`` or ``bf16``, of the attacks; what they find is always checked in fp32.
+        compile: ``off``, ``on``, or ``auto`` for torch.compile on CUDA.
+        plain: run the official front end on the untouched network: slower, for comparison.
+
+    Raises:
+        ValueError: x and y do not have these shapes, or x is outside [0, 1].
+        UserError: an unknown attack, too few classes, outputs that are not finite, or out of memory.
+    """
+    if x.dim() != 4 or y.shape != (len(x),) or len(x) == 0:
+        raise ValueError(f"x must be (N, C, H, W) and y (N,), not {tuple(x.shape)} and {tuple(y.shape)}")
+    if not (x.min() >= 0 and x.max() <= 1):
+        raise ValueError("x must be in [0, 1]; normalization belongs into the model")
+    device = torch.device(device or next((p.device for p in model.parameters()), x.device))
+    x, y = x.detach().float(), y.detach().long()
+    names = choose_attacks(version, ",".join(attacks))
+    suite = Suite(find_package(plain), names, norm, epsilon, seed, version, batch_size, device, plain=plain)
+    results = PerImageResults.empty(len(x), tuple(x.shape[1:]), batch_size, len(names), max_saved=len(x))
+    gpus = [device] if device.type == "cuda" else []
+    with _unchanged(model), torch.random.fork_rng(gpus), ieee_products():  # the last one restores the flags of TF32
+        # Folding traces the network, which loses hooks and Python's own randomness of networks that are not ours.
+        attacked = prepare_model(model, suite, precision, compile, fold=False)
+        with torch.no_grad():
+            check_classes(names, attacked(x[:1].to(device)).shape[1])
+        attack_images(attacked, suite, (epsilon,), lambda part: (x[part].to(device), y[part].to(device)), results)
+    accuracies = results.accuracies(names)
+    return EvaluationResult(
+        clean_accuracy=accuracies.pop("clean"),
+        robust_accuracy=accuracies[names[-1]],
+        accuracy_after=accuracies,
+        clean_prediction=results.clean_prediction,
+        adversarial_prediction=results.adversarial_prediction[0],
+        robust=results.robust[0],
+        broken_by=results.broken_by[0],
+        x_adv=torch.from_numpy(results.x_adv(x.cpu().numpy())),
+    )
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Give a network its modes, flags, devices and memory order back."""
+    modes = [(module, module.training) for module in model.modules()]
+    parameters = [(p, p.data, p.requires_grad) for p in model.parameters()]
+    buffers = [(module, name, b) for module in model.modules() for name, b in module.named_buffers(recurse=False)]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, data, requires_grad in parameters:
+            parameter.data = data
+            parameter.requires_grad_(requires_grad)
+        for module, name, buffer in buffers:
+            setattr(module, name, buffer)

@@ -1,0 +1,115 @@
+"""``from evaluation import evaluate``: any network and images, no checkpoint and no folder."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from evaluation import evaluate
+from tests.helpers import digits, official, trained
+from utils.errors import UserError
+
+
+class Normalized(nn.Module):
+    """A network that this project knows nothing of: a hook inverts the images, and it inverts them again."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.bn = trained("tiny-robust"), nn.BatchNorm2d(3, affine=False, eps=0)
+        self.register_buffer("kernel", torch.ones(2, 3, 2, 2))
+        self.register_forward_pre_hook(lambda module, inputs: (1 - inputs[0],))
+
+    def forward(self, x):
+        return self.net(self.bn(1 - x))
+
+
+def test_it_gives_the_verdicts_of_the_official_front_end(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    x, y = digits(14)
+    attacks = ["apgd-ce", "apgd-dlr"]
+    x_adv, prediction = official(trained("tiny-robust"), x, y, "Linf", 0.1, 8, attacks)
+    result = evaluate(
+        trained("tiny-robust"), x, y, epsilon=0.1, version="custom", attacks=attacks, seed=3, batch_size=8
+    )
+    plain = evaluate(
+        trained("tiny-robust"), x, y, epsilon=0.1, version="custom", attacks=attacks, seed=3, batch_size=8, plain=True
+    )
+    robust = prediction == y.numpy()
+    assert 0 < robust.sum() < 14
+    np.testing.assert_array_equal(result.robust, robust)
+    np.testing.assert_array_equal(plain.robust, robust)
+    np.testing.assert_array_equal(plain.adversarial_prediction, prediction)
+    np.testing.assert_array_equal(plain.x_adv.numpy(), x_adv)
+    with torch.no_grad():
+        logits, logits_adv = (trained("tiny-robust")(images) for images in (x, result.x_adv))
+    np.testing.assert_array_equal(result.clean_prediction, logits.argmax(1))
+    np.testing.assert_array_equal(result.adversarial_prediction, logits_adv.argmax(1))
+    assert (result.x_adv - x).abs().max() <= 0.1 + 1e-6 and result.x_adv.shape == x.shape
+    assert result.robust_accuracy == 100 * robust.sum() / 14 == result.accuracy_after["apgd-dlr"]
+    assert result.clean_accuracy == 100 * (logits.argmax(1) == y).sum().item() / 14
+    assert list(result.accuracy_after) == attacks and set(result.broken_by) <= {"", "clean", *attacks}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("few_queries")
+def test_the_standard_suite_is_the_default():
+    x, y = digits(4)
+    result = evaluate(trained("tiny-robust"), x, y, epsilon=0.6, norm="l2", seed=3)
+    assert list(result.accuracy_after) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    _, prediction = official(trained("tiny-robust"), x, y, "L2", 0.6, 4)
+    np.testing.assert_array_equal(result.robust, prediction == y.numpy())
+
+
+def test_hooks_of_a_network_are_attacked_too():
+    x, y = digits(8)
+    settings = {"version": "custom", "attacks": ["apgd-ce"], "seed": 3}
+    result, expected = (evaluate(net, x, y, 0.1, **settings) for net in (Normalized(), trained("tiny-robust")))
+    assert 0 < expected.robust.sum() < 8
+    np.testing.assert_array_equal(result.robust, expected.robust)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_the_model_and_the_random_state_are_left_as_found(plain):
+    x, y = digits(3)
+    model = Normalized().train()
+    model.net[0].eval()
+    model.net[2].weight.requires_grad_(True)
+    before = [(name, t, t.data_ptr(), t.stride(), t.requires_grad) for name, t in _tensors(model)]
+    modes = [module.training for module in model.modules()]
+    copies = [tensor.clone() for _, tensor in _tensors(model)]
+    torch.manual_seed(5)
+    evaluate(
+        model, x, y, 0.02, version="custom", attacks=["apgd-ce"], precision="fp32" if plain else "tf32", plain=plain
+    )
+    drawn = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(3))
+    assert modes == [module.training for module in model.modules()] and sum(modes) not in (0, len(modes))
+    after = [(name, t, t.data_ptr(), t.stride(), t.requires_grad) for name, t in _tensors(model)]
+    assert [entry[:1] + entry[2:] for entry in after] == [entry[:1] + entry[2:] for entry in before]
+    assert all(
+        new[1] is old[1] and torch.equal(new[1], copy) for new, old, copy in zip(after, before, copies, strict=True)
+    )
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
+def _tensors(model):
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
+def test_wrong_arguments_are_named():
+    x, y = digits(3)
+    model = trained("tiny-robust")
+    for images, labels, sentence in (
+        (x[0], y, r"x must be \(N, C, H, W\) and y \(N,\)"),
+        (x, y[:2], r"not \(3, 3, 16, 16\) and \(2,\)"),
+        (x[:0], y[:0], "x must be"),
+        (255 * x, y, r"x must be in \[0, 1\]"),
+        (x - torch.nan, y, r"x must be in \[0, 1\]"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            evaluate(model, images, labels, 0.1)
+    with pytest.raises(UserError, match="unknown attack pgd"):
+        evaluate(model, x, y, 0.1, version="custom", attacks=["pgd"])
+    with pytest.raises(UserError, match="apgd-t needs 10 classes and here are 4"):
+        evaluate(nn.Sequential(model[:-1], nn.Linear(128, 4)), x, y, 0.1)
