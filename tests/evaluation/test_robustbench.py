@@ -186,10 +186,7 @@ def test_saved_adversarial_images(tmp_path, norm, epsilon):
     path = tmp_path / "adv.npz"
     line = save_adversarial(path, net, suite(norm, epsilon, batch_size=3), x_adv, images, label, prediction)
     still = int((net(rounded).argmax(1).numpy() != label).sum())
-    assert (
-        line
-        == f"adversarial images: {path} (7 images, 3 of them taken for another class; {still} when rounded to 8 bits)"
-    )
+    assert line == f"adversarial images: {path} (7 images, 3 misclassified; {still} when rounded to 8 bits)"
     with np.load(path, allow_pickle=False) as saved:
         np.testing.assert_array_equal(saved["x_adv"], x_adv)
         assert saved["x_adv"].dtype == np.float32 and saved["x_adv"].shape == (7, 3, 4, 4)

@@ -164,11 +164,11 @@ def test_published_file_with_the_published_flags(program, tmp_path):
     names = np.array([f"class_{i}" for i in range(100)])
     np.savez(tmp_path / "cifar100.npz", x_train=images, y_train=labels, x_test=images, y_test=labels, class_names=names)
     flags = ("--widen_factor", 1, "--dataparallel", "True", "--num_classes", 100, "--epsilon", "8.0")
-    status, out, err = program("--model-path", path, "--data-dir", tmp_path, *flags, "--norm", "l2")
+    status, out, err = program("--model-path", path, "--data-dir", tmp_path, *flags)
     assert status == 0, err
     assert "(AutoAttack, epsilon 8/255, 4 images, " in out.splitlines()[-1]
     report = json.loads((tmp_path / "Logs/cifar100_wrn34/autoattack.json").read_text())
-    assert (report["model"], report["dataset"], report["norm"]) == ("wrn-34-1", "cifar100", "l2")
+    assert (report["model"], report["dataset"], report["norm"]) == ("wrn-34-1", "cifar100", "linf")
     assert program("--model-path", path, "--data-dir", tmp_path)[0] == 0  # all of it is read off the file
 
 
@@ -267,15 +267,16 @@ def test_without_matplotlib_one_line_says_so(program, checkpoint, tmp_path, monk
         (["--version", "custom", "--attacks", "pgd,square"], "unknown attack pgd; choose apgd-ce"),
         (["--version", "custom", "--attacks", ","], "unknown attack ','"),
         (["--version", "best"], "invalid choice: 'best'"),
-        (["--epsilon", "-0.1"], "outside [0, 1]"),
-        (["--epsilon=-8/255"], "outside [0, 1]"),
-        (["--epsilon", "1.5"], "outside [0, 1]"),
-        (["--epsilon", "9"], "outside [0, 1]"),
+        (["--epsilon", "-0.1"], "is not a number of 0 or more"),
+        (["--epsilon=-8/255"], "is not a number of 0 or more"),
+        (["--epsilon", "1.5"], "above 1, the range of a pixel"),
+        (["--epsilon", "9"], "write 0.031 or 8/255, or 9/255"),
         (["--epsilon", "nan"], "is not a number"),
         (["--epsilon", "inf"], "is not a number"),
-        (["--epsilon", "1e999"], "is not a number"),
+        (["--epsilon", "1e999"], "is too large"),
         (["--epsilon", "eight"], "is not a number"),
-        (["--epsilon", "8/0"], "is not a number"),
+        (["--epsilon", "8/0"], "is not a fraction"),
+        (["--epsilons", "0,1e99999999"], "is not a number"),
         (["--batch-size", "0"], "--batch-size 0 must be from 1 to 1000000"),
         (["--batch-size", str(2**63)], "must be from 1 to 1000000"),
         (["--batch-size", "auto"], "invalid int value: 'auto'"),
