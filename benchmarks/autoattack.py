@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """How long AutoAttack takes: the authors' front end against ours, on the same images, chunks and seed.
 
-    python benchmarks/autoattack.py --checkpoint FILE --dataset cifar100 --n 200 --out results/autoattack-cpu
-    python benchmarks/autoattack.py --checkpoint FILE --n 1000 --precision tf32 --out results/autoattack-h100
+    python -m benchmarks.autoattack --checkpoint FILE --dataset cifar100 --n 200 --out results/autoattack-cpu
+    python -m benchmarks.autoattack --checkpoint FILE --n 1000 --precision tf32 --out results/autoattack-h100
 
 The front end gets the network as its README has it: in eval mode, nothing frozen. fp32 is IEEE float32 for both; with
 tf32 or bf16 the front end runs with TF32 on. Chunk by chunk, first the front end, then ours, after a warm-up of both.
@@ -12,15 +12,13 @@ Writes autoattack.json each time one of them has finished a chunk, and autoattac
 import argparse
 import json
 import logging
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from unittest import mock
 
 import pyautoattack
 import torch
@@ -29,8 +27,8 @@ from torch import Tensor, nn
 from benchmarks.measure import synchronize
 from datasets.loader import to_device, to_float
 from evaluation.attack_loop import attack_chunk
-from evaluation.autoattack import attacked_model as queries_module
-from evaluation.autoattack.attacked_model import AttackedModel, margin
+from evaluation.autoattack.attacked_model import AttackedModel
+from evaluation.autoattack.early_exit import margin
 from evaluation.autoattack.suite import LOGGER, SUITE_NORMS, SUITES, Suite
 from evaluation.config import EvalConfig
 from evaluation.target import load_data, load_network
@@ -50,10 +48,10 @@ class Stopwatch:
     def __init__(self, device: torch.device):
         self.device, self.seconds, self.running = device, Counter(), False
 
-    def time(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, its seconds counted."""
+    def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function, its seconds counted."""
 
-        def timed(*args: Any, **kwargs: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
             if self.running:
                 return function(*args, **kwargs)
             self.running = True
@@ -66,17 +64,21 @@ class Stopwatch:
                 self.seconds[part] += time.perf_counter() - began
                 self.running = False
 
-        return timed
+        return run
 
-    def watch(self, queries: AttackedModel) -> None:
-        """Time the network inside ``queries``, and the suite's projections and checks, from now on."""
-        queries._fitting = self.time("forward", queries._fitting)
-        differentiable = queries_module._Differentiable
-        differentiable.backward = staticmethod(self.time("backward", differentiable.backward))
-        for name in ("projection_linf", "projection_l2"):
-            projection = getattr(pyautoattack.fab_base, name)
-            setattr(pyautoattack.fab_base, name, self.time("FAB's projections", projection))
-        Suite._check = self.time("the suite's checks", Suite._check)
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Time the network, the gradients and the suite's projections and checks, within the block."""
+        checks = [name for name in vars(pyautoattack.checks) if name.startswith("check_")]
+        projections = ("projection_linf", "projection_l2")
+        targets = [("forward", AttackedModel, "forward")]
+        targets += [("backward", torch.autograd, name) for name in ("grad", "backward")]
+        targets += [("FAB's projections", pyautoattack.fab_base, name) for name in projections]
+        targets += [("the suite's checks", pyautoattack.checks, name) for name in checks]
+        with ExitStack() as stack:
+            for part, owner, name in targets:
+                stack.enter_context(mock.patch.object(owner, name, self.timed(part, getattr(owner, name))))
+            yield
 
 
 class Beginnings(logging.Handler):
@@ -93,7 +95,7 @@ class Beginnings(logging.Handler):
 
 
 def run_front_end(model: nn.Module, suite: Suite, x: Tensor, y: Tensor) -> dict[str, Any]:
-    """Seconds of each attack, images asked about, adversarial images and what they are taken for."""
+    """Seconds of each attack, images forwarded, adversarial images and their predictions."""
     rows, cpu_began = 0, time.process_time()
 
     def count(module: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -124,17 +126,22 @@ def run_front_end(model: nn.Module, suite: Suite, x: Tensor, y: Tensor) -> dict[
     return {"counts": counts, "x_adv": x_adv, "prediction": prediction}
 
 
-def run_ours(queries: AttackedModel, suite: Suite, x: Tensor, y: Tensor, stopwatch: Stopwatch) -> dict[str, Any]:
+def run_ours(model: AttackedModel, suite: Suite, x: Tensor, y: Tensor, stopwatch: Stopwatch) -> dict[str, Any]:
     """As ``run_front_end``, and the parts of each attack's seconds."""
     seconds, profile, x_adv = {}, {}, x.clone()
-    rows, cpu_began = queries.rows, time.process_time()
+    forwarded, cpu_began = model.num_forwarded, time.process_time()
     stopwatch.seconds.clear()
-    for step in attack_chunk(queries, suite, x, y):
-        seconds[step.name] = step.seconds
-        parts = {part: stopwatch.seconds.pop(part, 0.0) for part in PARTS}
-        profile[step.name] = {**parts, REST: step.seconds - sum(parts.values())}
-        x_adv[torch.from_numpy(step.broken).to(x.device)] = torch.from_numpy(step.x_adv).to(x.device)
-    counts = {"seconds": seconds, "cpu_seconds": time.process_time() - cpu_began, "rows": queries.rows - rows}
+    with stopwatch.watching():
+        for step in attack_chunk(model, suite, x, y):
+            seconds[step.name] = step.seconds
+            parts = {part: stopwatch.seconds.pop(part, 0.0) for part in PARTS}
+            profile[step.name] = {**parts, REST: step.seconds - sum(parts.values())}
+            x_adv[torch.from_numpy(step.broken).to(x.device)] = torch.from_numpy(step.x_adv).to(x.device)
+    counts = {
+        "seconds": seconds,
+        "cpu_seconds": time.process_time() - cpu_began,
+        "rows": model.num_forwarded - forwarded,
+    }
     prediction = torch.from_numpy(step.prediction).to(x.device)
     return {"counts": {**counts, "profile": profile}, "x_adv": x_adv, "prediction": prediction}
 
@@ -143,23 +150,23 @@ def differences(
     model: nn.Module, first: int, y: Tensor, runs: dict[str, dict[str, Any]]
 ) -> list[dict[str, str | int | float]]:
     """The images that one of the two alone broke, and by how much the wrong class leads there, asked singly."""
-    stood = {name: run["prediction"] == y for name, run in runs.items()}
+    robust = {name: run["prediction"] == y for name, run in runs.items()}
     rows = []
-    for i in (stood["front end"] != stood["ours"]).nonzero().flatten().tolist():
-        breaker = next(name for name in runs if not stood[name][i])
+    for i in (robust["front end"] != robust["ours"]).nonzero().flatten().tolist():
+        breaker = next(name for name in runs if not robust[name][i])
         with torch.no_grad(), ieee_products():
             gap = margin(model(runs[breaker]["x_adv"][i : i + 1]), y[i : i + 1]).item()
         rows.append({"image": first + i, "broken_by": breaker, "margin": gap})
     return rows
 
 
-def warm_up(model: nn.Module, queries: AttackedModel, x: Tensor, y: Tensor) -> None:
-    """AttackedModel of both, for what happens once: compilation, and cuDNN's timing of its algorithms."""
+def warm_up(model: nn.Module, attacked_model: AttackedModel, x: Tensor, y: Tensor) -> None:
+    """Query both, for what happens once: compilation, and cuDNN's timing of its algorithms."""
     for rows in (len(x), min(WARM_UP, len(x))):
         for grad in (False, True):
             leaf = x[:rows].clone().requires_grad_(grad)
-            with torch.set_grad_enabled(grad), queries.watching(x[:rows], y[:rows]):
-                for network in (model, queries):
+            with torch.set_grad_enabled(grad), attacked_model.during_attack(x[:rows], y[:rows]):
+                for network in (model, attacked_model):
                     loss = network(leaf).sum()
                     if grad:
                         torch.autograd.grad(loss, leaf)
@@ -178,19 +185,19 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """The figures, which are on disk as well after every step."""
     device = choose_device(args.device)
     config = EvalConfig(checkpoint=args.checkpoint, dataset=args.dataset, data_dir=args.data_dir)
-    plain, subject = load_network(config), load_network(config)
+    plain, target = load_network(config), load_network(config)
     model = plain.model.to(device).eval()
-    queries = AttackedModel(subject.model, device, args.precision, args.compile)
-    data = load_data(config, subject)
+    attacked_model = AttackedModel(target.model, device, args.precision, args.compile)
+    data = load_data(config, target)
     pixels, labels = to_device(data.x_test[: args.n], data.y_test[: args.n], device)
     images, size = to_float(pixels), min(args.batch_size, args.n)
     suite = Suite(
         pyautoattack, SUITES[args.version], args.norm, args.epsilon, args.seed, args.version, size, device
     )  # fmt: skip
     began = time.perf_counter()
-    warm_up(model, queries, images[:size], labels[:size])
+    warm_up(model, attacked_model, images[:size], labels[:size])
     figures: dict[str, Any] = {
-        "network": subject.name,
+        "network": target.name,
         "dataset": data.name,
         "hardware": describe(device),
         "arguments": {name: str(value) for name, value in vars(args).items()},
@@ -202,7 +209,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "differences": [],
     }
     stopwatch = Stopwatch(device)
-    stopwatch.watch(queries)
     level = LOGGER.level
     for start in range(0, len(images), size):
         x, y = images[start : start + size], labels[start : start + size]
@@ -212,7 +218,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         LOGGER.setLevel(level)
         add(figures["front end"], runs["front end"]["counts"])
         write(args.out, figures)
-        runs["ours"] = run_ours(queries, suite, x, y, stopwatch)
+        runs["ours"] = run_ours(attacked_model, suite, x, y, stopwatch)
         add(figures["ours"], runs["ours"]["counts"])
         add(figures["robust"], {name: (run["prediction"] == y).sum().item() for name, run in runs.items()})
         figures["differences"] += differences(model, start, y, runs)
@@ -249,7 +255,7 @@ def markdown(figures: dict[str, Any]) -> str:
     cells += [
         ["**total**", f"{total(theirs):.1f}", f"{total(ours):.1f}", f"**{figures['ratio']:.2f}**"],
         ["seconds of CPU", f"{theirs['cpu_seconds']:.1f}", f"{ours['cpu_seconds']:.1f}", f"{figures['cpu_ratio']:.2f}"],
-        ["images asked about", f"{theirs['rows']:,}", f"{ours['rows']:,}", f"{ours['rows'] / theirs['rows']:.2f}"],
+        ["images forwarded", f"{theirs['rows']:,}", f"{ours['rows']:,}", f"{ours['rows'] / theirs['rows']:.2f}"],
     ]
     lines += [markdown_table(["attack", "front end, s", "ours, s", "ours / front end"], cells), ""]
     lines += ["Where our time goes, in percent of it:", ""]
