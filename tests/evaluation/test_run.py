@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +19,9 @@ from evaluation import attack_loop
 from evaluation.autoattack.suite import STANDARD
 from evaluation.config import parse_eval
 from evaluation.summary import FILES
-from evaluation.target import LoadedModel, load_data, run_name, warn_of_other_training
+from evaluation.target import LoadedModel, run_name, warn_of_other_training
 from models import create_model
+from models.weights import read_file
 from tests.helpers import QUICK, ROOT, digits
 from utils.files import file_hash, lock_folder
 from utils.options import format_epsilon
@@ -234,11 +236,12 @@ def test_the_hash_is_of_the_bytes_that_were_attacked(program, checkpoint, tmp_pa
     path, digest = tmp_path / "net.pt", file_hash(checkpoint)
     shutil.copy(checkpoint, path)
 
-    def and_then_changed(*args):
-        path.write_bytes(b"other weights")
-        return load_data(*args)
+    def read_and_change(path):
+        data = read_file(path)
+        Path(path).write_bytes(b"other weights")
+        return data
 
-    monkeypatch.setattr("evaluation.run.load_data", and_then_changed)
+    monkeypatch.setattr("evaluation.target.read_file", read_and_change)
     status, _, err = program("--checkpoint", path, *QUICK)
     assert status == 0, err
     (folder,) = (tmp_path / "Logs").iterdir()
