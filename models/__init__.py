@@ -53,6 +53,8 @@ def check_images(name: str, num_classes: int, batch: int, height: int, width: in
         model = create_model(name, num_classes).train()
         images = torch.empty(batch, 3, height, width)
     try:
+        if not images.numel():
+            raise ValueError("empty images")  # torch 2.4 accepts them
         model(images)
     except (ValueError, RuntimeError) as error:
         raise UserError(

@@ -157,6 +157,18 @@ def test_first_view_is_the_plain_one_bit_for_bit():
     assert all(x.min() >= 0 and x.max() <= 1 for x in both[1::3])
 
 
+def test_every_step_draws_its_own_augmentation():
+    same, augmentation = images(1).expand(20, -1, -1, -1), create_augmentation("autoaugment")
+    repeated = Loader(same, torch.zeros(20), 10, seed=0, padding=0, flip=False, augmentation=augmentation)
+    (first, _), (second, _) = repeated.epoch(1)
+    assert not torch.equal(first, second)
+
+
+def test_each_view_has_its_own_crop_and_flip():
+    plain, second, _ = next(loader(batch_size=24, augmentation="none", two_views=True).epoch(1))
+    assert (plain == second).flatten(1).all(1).sum() < 3  # each image with a probability of 1 in 162
+
+
 # -- the second view's loss ------------------------------------------------------------------------------------------
 
 
