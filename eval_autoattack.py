@@ -6,10 +6,13 @@ On several GPUs: ``torchrun --nproc-per-node=K eval_autoattack.py --checkpoint F
 
 import sys
 
-from evaluation.config import parse_eval
-from evaluation.run import Evaluation
-from utils.distributed import ProcessGroup, exit_cleanly
-from utils.errors import run_program
+try:
+    from evaluation.config import parse_eval
+    from evaluation.run import Evaluation
+    from utils.distributed import ProcessGroup, exit_cleanly
+    from utils.errors import run_program
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name} is not installed: source .venv/bin/activate, or pip install -r requirements.txt")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -3,10 +3,13 @@
 
 import sys
 
-from engine.config import parse_train
-from engine.stopping import Stopped
-from engine.trainer import Trainer
-from utils.errors import run_program
+try:
+    from engine.config import parse_train
+    from engine.stopping import Stopped
+    from engine.trainer import Trainer
+    from utils.errors import run_program
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name} is not installed: source .venv/bin/activate, or pip install -r requirements.txt")
 
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
 

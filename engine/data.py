@@ -10,6 +10,7 @@ from datasets.augment import create_augmentation
 from datasets.extra import load_extra
 from datasets.loader import Loader, hold_out, to_device
 from engine.config import TrainConfig
+from models import check_images
 
 
 @dataclass(frozen=True)
@@ -59,3 +60,14 @@ def load_training_data(config: TrainConfig, device: torch.device) -> TrainingDat
     else:
         split, x, y = "test", dataset.x_test, dataset.y_test
     return TrainingData(loader, *to_device(x, y, device), split, dataset.num_classes, fingerprint)
+
+
+def check_batches(loader: Loader, num_classes: int, *networks: str | None) -> None:
+    """Find out before a nearly full epoch whether the networks (None is none) can train on its smallest batch.
+
+    Raises:
+        UserError: the images are too small.
+    """
+    n, size = len(loader.images), loader.batch_size
+    for name in filter(None, networks):
+        check_images(name, num_classes, n % size or min(size, n), *loader.images.shape[2:])

@@ -65,6 +65,7 @@ class Checkpoints:
         latest: the last file that this run was saved to, or resumed from; None if there is none.
         replaced: files of an earlier run with this mark that are removed when this one is saved first.
         threads: CPU threads of the process that saved the state that was resumed from; None if not known.
+        found: identity of the last.pt that was there at the start; None if there was none.
     """
 
     config: TrainConfig
@@ -79,11 +80,21 @@ class Checkpoints:
     latest: Path | None = None
     replaced: list[Path] = field(default_factory=list)
     threads: int | None = None
+    found: tuple[int, ...] | None = None
     saved_at: float = field(default_factory=time.monotonic)
 
     @property
     def folder(self) -> Path:
         return Path(self.config.checkpoint_dir) / self.config.run_name
+
+    def check_unchanged(self) -> None:
+        """Call with the folder locked, before training.
+
+        Raises:
+            UserError: another training has written last.pt since this one has read it.
+        """
+        if identity(self.folder / "last.pt") != self.found:
+            raise UserError(f"another training has just written {self.folder}/last.pt: run the command again")
 
     def save_last(self) -> None:
         """Write last.pt, from which the run resumes exactly.
@@ -181,6 +192,7 @@ class Checkpoints:
             UserError: no such file, a damaged one, or one of another run.
         """
         last, choice = self.folder / "last.pt", self.config.resume
+        self.found = identity(last)
         if choice == "none":
             self.replaced = [
                 self.folder / "best.pt",
@@ -232,3 +244,12 @@ class Checkpoints:
         self.step.load_state_dict(state.get("step", {}))
         self.progress.epoch, self.progress.step, self.progress.seconds = epoch, step, float(seconds)
         self.progress.sums, self.progress.best = dict(sums), dict(best)
+
+
+def identity(path: Path) -> tuple[int, ...] | None:
+    """What changes whenever a file is written anew; None if there is no file."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from engine.averaging import WeightAverage
 from engine.config import TrainConfig
-from engine.data import load_training_data
+from engine.data import check_batches, load_training_data
 from engine.logger import Logger, Pace
 from engine.schedule import attack_spec, awp_gamma, learning_rate
 from engine.steps import create_step
@@ -18,10 +18,12 @@ from engine.stopping import StopSignal, out_of_patience
 from engine.train_state import Checkpoints, Progress
 from engine.validate import evaluate
 from losses import create_objective
-from models import check_images, create_model
+from models import create_model
 from models.accelerate import choose_acceleration
 from utils.device import choose_device, set_precision
+from utils.distributed import refuse_several_processes
 from utils.errors import ensure_writable
+from utils.files import lock_folder
 from utils.provenance import provenance
 
 
@@ -33,6 +35,7 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig):
+        refuse_several_processes("training")
         self.config, self.device = config, choose_device(config.device)
         autocast = set_precision(config.precision, self.device)
         self.data = load_training_data(config, self.device)
@@ -44,7 +47,7 @@ class Trainer:
         self.guide = None
         if "guide" in self.objective.passes:
             self.guide = create_model(config.guide, self.data.num_classes).to(self.device)
-        self._check_images()
+        check_batches(self.data.loader, self.data.num_classes, config.student, config.guide if self.guide else None)
         self.optimizer = torch.optim.SGD(
             [p for net in (self.student, self.guide) if net is not None for p in net.parameters()],
             lr=config.lr,
@@ -73,39 +76,46 @@ class Trainer:
         self.checkpoints.resume(self.device, len(self.data.loader))
 
     def fit(self) -> None:
-        """Train to the last epoch.
+        """Train to the last epoch, alone in the run's folder.
 
         Raises:
             Stopped: on Ctrl-C, SIGTERM or --max-minutes, after saving last.pt.
-            UserError: the loss is no longer finite (last.pt stays the last good one), or a file cannot be written.
+            UserError: the loss is no longer finite (last.pt stays the last good one), a file cannot be written, or
+                another training has this folder.
         """
-        config, progress, loader = self.config, self.progress, self.data.loader
-        if progress.epoch > config.epochs:
-            print(f"already trained for {progress.epoch - 1} epochs: nothing to do ({self.checkpoints.latest})")
+        config, folder = self.config, self.checkpoints.folder
+        if self.progress.epoch > config.epochs:
+            print(f"already trained for {self.progress.epoch - 1} epochs: nothing to do ({self.checkpoints.latest})")
             return
-        ensure_writable(self.checkpoints.folder, "--checkpoint-dir")
-        with Logger(config, progress) as log, StopSignal(self.checkpoints, len(loader), log.info) as stop:
-            settings = config.as_dict() | provenance(self.device)
-            log.opening(settings, self.guide is not None, len(loader.images), self.data.eval_split)
-            if progress.started:
-                log.resumed(self.checkpoints, len(loader))
-            pace = Pace(config.epochs, len(loader))
-            try:
-                for epoch in range(progress.epoch, config.epochs + 1):
-                    if out_of_patience(config.patience, progress):
-                        best = progress.best["epoch"]
-                        log.info(f"stopped early: no epoch since {best} was better (--patience {config.patience})")
-                        break
-                    self._train_epoch(epoch, stop, pace)
-                    metrics = self._validate(epoch, stop)
-                    log.epoch(metrics, pace.seconds_left(epoch))
-                    progress.next_epoch()
-                    self.checkpoints.save_epoch(epoch, metrics, self.data.eval_split)
-                    log.plot()
-                best = progress.best.get("epoch")
-                log.info(f"finished: {self.checkpoints.folder}/last.pt; best.pt is epoch {best}")
-            finally:
-                log.plot(final=True)
+        ensure_writable(folder, "--checkpoint-dir")
+        with lock_folder(folder, "training"):
+            self.checkpoints.check_unchanged()
+            steps = len(self.data.loader)
+            with Logger(config, self.progress) as log, StopSignal(self.checkpoints, steps, log.info) as stop:
+                settings = config.as_dict() | provenance(self.device)
+                log.opening(settings, self.guide is not None, len(self.data.loader.images), self.data.eval_split)
+                if self.progress.started:
+                    log.resumed(self.checkpoints, steps)
+                try:
+                    self._train_epochs(log, stop, Pace(config.epochs, steps))
+                    best = self.progress.best.get("epoch")
+                    log.info(f"finished: {folder}/last.pt; best.pt is epoch {best}")
+                finally:
+                    log.plot(final=True)
+
+    def _train_epochs(self, log: Logger, stop: StopSignal, pace: Pace) -> None:
+        config, progress = self.config, self.progress
+        for epoch in range(progress.epoch, config.epochs + 1):
+            if out_of_patience(config.patience, progress):
+                best = progress.best["epoch"]
+                log.info(f"stopped early: no epoch since {best} was better (--patience {config.patience})")
+                return
+            self._train_epoch(epoch, stop, pace)
+            metrics = self._validate(epoch, stop)
+            log.epoch(metrics, pace.seconds_left(epoch))
+            progress.next_epoch()
+            self.checkpoints.save_epoch(epoch, metrics, self.data.eval_split)
+            log.plot()
 
     def _train_epoch(self, epoch: int, stop: StopSignal, pace: Pace) -> None:
         """The rest of an epoch's steps."""
@@ -164,12 +174,6 @@ class Trainer:
             "images_per_second": n / seconds,
             "seconds": seconds,
         }
-
-    def _check_images(self) -> None:
-        """Before a nearly full epoch: whether its last batch, the smallest, can be trained on."""
-        images, size = self.data.loader.images, self.config.batch_size
-        for name in {self.config.student, self.config.guide if self.guide is not None else self.config.student}:
-            check_images(name, self.data.num_classes, len(images) % size or min(size, len(images)), *images.shape[2:])
 
     def _generator(self, epoch: int, step: int) -> torch.Generator:
         # step + 1: SeedSequence pads with zeros, and (seed, epoch) is the loader's

@@ -4,6 +4,7 @@ import io
 import pickle
 import re
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ def load_file(path: str | Path, device: torch.device | str = "cpu", content: byt
     if content is None:
         content = read_file(path)
     try:
+        if damaged := damaged_members(content):
+            raise ValueError(f"the checksum of {damaged[0]} is wrong")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about foreign pickles, which the sentences below are about
             return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
@@ -36,7 +39,7 @@ def load_file(path: str | Path, device: torch.device | str = "cpu", content: byt
             ) from error
         raise UserError(f"{path} is not a torch checkpoint: download or copy it again") from error
     except Exception as error:  # a damaged file makes zipfile, pickle, struct and torch raise nearly anything
-        raise UserError(f"{path} is truncated or not a torch checkpoint: download or copy it again") from error
+        raise UserError(f"{path} is damaged, truncated or not a torch checkpoint: download or copy it again") from error
 
 
 def read_file(path: str | Path) -> bytes:
@@ -47,6 +50,24 @@ def read_file(path: str | Path) -> bytes:
         return Path(path).read_bytes()
     except PermissionError as error:
         raise UserError(f"{path} may not be read: change its permissions") from error
+
+
+def damaged_members(content: bytes) -> list[str]:
+    """The members of a zip file whose CRC-32 is wrong: torch checks none. Empty for other files, and where no member
+    has a right one, since torch can be told to write none."""
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        return []
+    wrong, total = [], 0
+    with zipfile.ZipFile(io.BytesIO(content)) as file:
+        for info in file.infolist():
+            total += info.file_size > 0
+            try:
+                with file.open(info) as member:
+                    while member.read(1 << 24):
+                        pass
+            except zipfile.BadZipFile:
+                wrong.append(info.filename)
+    return wrong if len(wrong) < total else []
 
 
 def _holds_code(content: bytes, message: str) -> bool:

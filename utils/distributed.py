@@ -179,6 +179,12 @@ class ProcessGroup:
             raise UserError(LOST) from error
 
 
+def refuse_several_processes(what: str) -> None:
+    """Raises: UserError: torchrun has started several processes, and ``what`` runs in one."""
+    if (size := _integer("WORLD_SIZE", 1)) > 1:
+        raise UserError(f"{what} runs in one process and torchrun started {size}: start it without torchrun")
+
+
 def _integer(name: str, default: int) -> int:
     text = os.environ.get(name, str(default))
     if not re.fullmatch("[0-9]{1,9}", text) or (name == "WORLD_SIZE" and int(text) == 0):

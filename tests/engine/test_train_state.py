@@ -11,6 +11,7 @@ from engine.resume import momentum_buffers
 from engine.trainer import Trainer
 from tests.helpers import DATA, tiny_run
 from utils.errors import UserError
+from utils.files import lock_folder
 
 TRADES = {"method": "trades", "guide": "resnet18-guide"}
 
@@ -159,7 +160,7 @@ def test_another_runs_folder_is_not_overwritten(tmp_path):
 def test_a_replaced_run_leaves_nothing(tmp_path):
     Trainer(tiny_run(tmp_path, method="natural", epochs=3, save_freq=1)).fit()
     Trainer(tiny_run(tmp_path, method="natural", epochs=1, save_freq=1, seed=5, resume="none")).fit()
-    assert sorted(p.name for p in last(tmp_path).parent.iterdir()) == ["best.pt", "last.pt", "student-epoch001.pt"]
+    assert sorted(p.name for p in last(tmp_path).parent.glob("*.pt")) == ["best.pt", "last.pt", "student-epoch001.pt"]
 
 
 def test_a_finished_run_rewrites_nothing(tmp_path, capsys):
@@ -183,3 +184,39 @@ def test_other_threads_are_said(tmp_path):
     torch.save(state | {"threads": 77}, last(tmp_path))
     Trainer(tiny_run(tmp_path, method="natural", epochs=2)).fit()
     assert "warning: saved with 77 CPU threads, now " in (tmp_path / "Logs" / "run" / "train.log").read_text()
+
+
+def test_one_training_at_a_time_in_a_folder(tmp_path):
+    first, second = (Trainer(tiny_run(tmp_path, method="natural", epochs=1)) for _ in range(2))
+    last(tmp_path).parent.mkdir(parents=True)
+    with lock_folder(last(tmp_path).parent, "training"):
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(UserError, match=r"another training is running in .*: wait for it, or use another --mark"):
+            first.fit()
+        assert sorted(tmp_path.rglob("*")) == before
+    first.fit()
+    saved, log = last(tmp_path).read_bytes(), (tmp_path / "Logs" / "run" / "train.log").read_bytes()
+    with pytest.raises(UserError, match=r"another training has just written .*last\.pt: run the command again"):
+        second.fit()
+    assert last(tmp_path).read_bytes() == saved and (tmp_path / "Logs" / "run" / "train.log").read_bytes() == log
+
+
+def test_torchrun_is_refused_until_training_can_use_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(UserError, match="training runs in one process and torchrun started 4"):
+        Trainer(tiny_run(tmp_path))
+    monkeypatch.setenv("WORLD_SIZE", "x")
+    with pytest.raises(UserError, match="WORLD_SIZE='x' in the environment is no number"):
+        Trainer(tiny_run(tmp_path))
+
+
+def test_a_flipped_bit_in_a_weight_is_noticed(interrupted):
+    content = bytearray(last(interrupted).read_bytes())
+    state = torch.load(last(interrupted), weights_only=True)
+    values = state["student"]["fc.weight"].numpy().tobytes()
+    content[content.index(values) + len(values) // 2] ^= 1
+    last(interrupted).write_bytes(content)
+    other = torch.load(last(interrupted), weights_only=True)["student"]["fc.weight"]
+    assert not torch.equal(other, state["student"]["fc.weight"])  # torch itself does not notice
+    with pytest.raises(UserError, match="is damaged, truncated or not a torch checkpoint"):
+        Trainer(tiny_run(interrupted, **TRADES))

@@ -102,7 +102,7 @@ TIMES = {"seconds", "images_per_second"}
 
 def outcome(folder):
     """All that a run leaves behind, but for times and paths."""
-    files = sorted(path.name for path in (folder / "checkpoints" / "run").iterdir())
+    files = sorted(path.name for path in (folder / "checkpoints" / "run").glob("*.pt"))
     log = re.sub(r"^\S+ \S+ |\d+ images/s.*|\S*checkpoints\S*", "", log_of(folder), flags=re.MULTILINE)
     return {
         "files": files,
@@ -614,7 +614,11 @@ def trained(tmp_path, one_epoch):
 
 
 def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".lock"
+    }
 
 
 WRONG = {

@@ -95,7 +95,7 @@ def test_truncated(tmp_path, model, legacy, keep):
     torch.save(model.state_dict(), path, _use_new_zipfile_serialization=not legacy)
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content)) if 0 < keep < 1 else keep])
-    with pytest.raises(UserError, match=r"weights\.pt is (truncated or )?not a torch checkpoint: download"):
+    with pytest.raises(UserError, match=r"weights\.pt is (damaged, truncated or )?not a torch checkpoint: download"):
         load_file(path)
 
 
