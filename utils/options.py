@@ -123,7 +123,9 @@ class Parser(argparse.ArgumentParser):
     def _add_field(self, f: dataclasses.Field) -> None:
         group = self.groups[f.metadata["group"]]
         if f.default is False:
-            group.add_argument(flag(f.name), dest=f.name, action="store_true", help=f.metadata["help"])
+            group.add_argument(
+                flag(f.name), dest=f.name, action="store_true", help=f"{f.metadata['help']} (default: False)"
+            )
             return
         shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
         group.add_argument(

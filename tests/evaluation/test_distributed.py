@@ -216,7 +216,7 @@ def test_through_torchrun_and_the_slurm_script(checkpoint, alone, tmp_path):
     report = json.loads((tmp_path / "run/autoattack.json").read_text())
     assert report["processes"] == 2
     assert report["command"].startswith("torchrun --nproc-per-node=2 eval_autoattack.py --checkpoint ")
-    assert done.stdout.splitlines()[-1].startswith("clean ") and done.stdout.count("clean ") == 2
+    assert done.stdout.splitlines()[-1].startswith("clean ") and done.stdout.count("| attack ") == 1
 
 
 def test_other_files_in_one_process_are_refused(checkpoint, tmp_path):
