@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -86,18 +87,44 @@ def set_environment(rank, size, port):
 @contextmanager
 def processes(checkpoint, folder, size, flags=FLAGS):
     """So many processes on one evaluation; -> their ids."""
-    store = new_store()
+    store = Store()
     yield [start(checkpoint, folder, rank, size, store.port, flags) for rank in range(size)]
     del store
 
 
-def new_store():
-    return TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+class Store:
+    """torchrun's key-value store, in a process of its own: with the store's threads in this one, a fork could inherit a
+    lock that nobody releases."""
+
+    def __init__(self):
+        receiver, sender = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+            os.write(sender, str(store.port).encode())
+            while True:
+                time.sleep(60)
+        os.close(sender)
+        assert select.select([receiver], [], [], 120)[0], "no store"
+        self.port = int(os.read(receiver, 16))
+        os.close(receiver)
+
+    def __del__(self):
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
 
 
-def status(pid):
+def status(pid, seconds=240):
     """The exit status, negative for a signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        ended, code = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(code)
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    raise AssertionError(f"process {pid} did not end within {seconds} s")
 
 
 def wait_until(condition, seconds=120):
@@ -224,7 +251,7 @@ def test_other_files_in_one_process_are_refused(checkpoint, tmp_path):
     content = torch.load(checkpoint, weights_only=True)
     content["student"]["fc.bias"] += 1
     torch.save(content, tmp_path / "other.pt")
-    store = new_store()
+    store = Store()
     files = (checkpoint, tmp_path / "other.pt")
     pids = [start(file, tmp_path, rank, 2, store.port) for rank, file in enumerate(files)]
     assert [status(pid) for pid in pids] == [1, 1]
@@ -235,7 +262,7 @@ def test_other_files_in_one_process_are_refused(checkpoint, tmp_path):
 
 def together(main, folder, size=2, store=None):
     """Run ``main(group)`` in so many processes; return their exit statuses and all that they print."""
-    store, output = store or new_store(), folder / "output"
+    store, output = store or Store(), folder / "output"
     pids = [fork(lambda: main(ProcessGroup.init()), output, rank, size, store.port) for rank in range(size)]
     return [status(pid) for pid in pids], output.read_text()
 
@@ -277,7 +304,7 @@ class Trap:
 
 def test_nothing_that_arrives_is_unpickled(tmp_path):
     """A hostile process fills every key of the store that it finds with pickles, and messages are pickles too."""
-    trap, store = pickle.dumps(Trap(tmp_path / "trap")), new_store()
+    trap, store = pickle.dumps(Trap(tmp_path / "trap")), Store()
 
     def hostile():
         client = TCPStore("localhost", store.port, is_master=False)
@@ -318,7 +345,7 @@ def test_no_module_unpickles_what_comes_from_others():
 def test_a_late_process_is_named_and_waiting_can_be_interrupted(tmp_path, monkeypatch):
     """Process 1 stops; process 0 says so once and ends within seconds of SIGTERM."""
     monkeypatch.setattr(distributed, "NOTICE_SECONDS", 0.5)
-    store, output = new_store(), tmp_path / "output"
+    store, output = Store(), tmp_path / "output"
 
     def main():
         group = ProcessGroup.init()
