@@ -59,8 +59,8 @@ class ProcessGroup:
             group = cls(rank, size, local_rank, dist.PrefixStore("lbgat", store))
             group._arrive()  # init_process_group cannot be interrupted, so it starts when all are there
             dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
-        except (RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(f"WORLD_SIZE is {size}, but no torchrun answers: unset it ({reason})") from error
         return group
 
