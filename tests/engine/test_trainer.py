@@ -29,12 +29,13 @@ from datasets.loader import to_device, to_float
 from engine.config import TrainConfig
 from engine.logger import Logger
 from engine.schedule import learning_rate
+from engine.steps import create_step
 from engine.steps.standard import StandardStep
 from engine.stopping import Stopped
 from engine.trainer import Trainer
 from losses import METHODS, create_objective
 from models import create_model
-from tests.helpers import ROOT
+from tests.helpers import ROOT, run_step
 from tests.helpers import tiny_run as tiny
 from utils.errors import UserError
 
@@ -822,14 +823,14 @@ def test_cuda_agrees_with_the_cpu(tmp_path):
         torch.manual_seed(0)
         student, guide = (create_model("wrn-10-1", 10).double().to(device) for _ in range(2))
         optimizer = torch.optim.SGD([*student.parameters(), *guide.parameters()], lr=0.1, momentum=0.9)
-        step = StandardStep(student, guide, create_objective("lbgat", beta=6.0).to(device), optimizer, spec)
+        step = create_step(student, guide, create_objective("lbgat", beta=6.0).to(device), optimizer, spec)
         results[device] = []
         for i in range(3):
             x, y = to_device(digits.x_train[32 * i : 32 * i + 32], digits.y_train[32 * i : 32 * i + 32], device)
             x = x.double() / 255
             start = starting_point(x.cpu(), spec, torch.Generator().manual_seed(i)).to(device)
-            x_adv, terms = step(x, y, start)
-            results[device].append((x_adv.cpu(), {name: term.item() for name, term in terms.items()}))
+            terms = run_step(step, [x], y, [start])
+            results[device].append((step.x_adv[0].cpu(), {name: term.item() for name, term in terms.items()}))
         results[device].append((student.bn1.running_var.cpu(), {}))
     for (cpu, cpu_terms), (cuda, cuda_terms) in zip(results["cpu"], results["cuda"], strict=True):
         # A gradient of exactly zero in one summation order may have a sign in another: next to no pixel does.
