@@ -40,7 +40,3 @@ class WeightAverage:
 
     def state_dict(self) -> dict[str, Any]:
         return {"updates": self.updates, "weights": self.model.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.updates = state["updates"]
-        self.model.load_state_dict(state["weights"])

@@ -1,4 +1,4 @@
-"""Reading the state of an interrupted run: whether it is this run's, and whether it is whole."""
+"""Read the state of an interrupted run, and check that it is undamaged and of this run."""
 
 import dataclasses
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from engine.config import TrainConfig
+from losses import find_method
 from models.weights import load_file
 from utils.errors import UserError
 from utils.options import flag
@@ -25,7 +26,7 @@ def momentum_buffers(saved: dict[str, Any], optimizer: torch.optim.Optimizer) ->
     """The momentum buffers of a saved SGD state, checked against the parameters: a fused optimizer checks nothing.
 
     Raises:
-        ValueError: a buffer of another shape or type, or buffers for a part of the parameters alone.
+        ValueError: a buffer of another shape or type, or buffers for only a part of the parameters.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     buffers = {i: state.get("momentum_buffer") for i, state in saved["state"].items()}
@@ -45,7 +46,7 @@ def damaged(path: Path, error: Exception) -> UserError:
 
 
 def load_training_state(path: Path, config: TrainConfig, data: str, device: torch.device) -> dict[str, Any]:
-    """Read a ``last.pt`` and make sure that it is of this run.
+    """Read a ``last.pt`` and check that it is of this run.
 
     Args:
         config: the settings now; data: fingerprint of the data set now.
@@ -62,7 +63,8 @@ def load_training_state(path: Path, config: TrainConfig, data: str, device: torc
     if not isinstance(state.get("config"), dict) or not isinstance(state.get("data"), str):
         raise damaged(path, ValueError("its settings are missing"))
     # A setting that did not exist when the state was saved was as its default is now.
-    then = {f.name: f.default for f in dataclasses.fields(config)} | state["config"]
+    defaults = {f.name: f.default for f in dataclasses.fields(config)} | find_method(config.method).complete({})
+    then = defaults | state["config"]
     differ = [
         f"{flag(name)} {str(then.get(name))[:40]} then, {value} now"
         for name, value in config.as_dict().items()

@@ -154,12 +154,12 @@ def test_more_epochs_are_the_same_run_only_where_the_schedule_does_not_depend_on
             trainer(method="natural", epochs=2, limit_train=16, **changes)
 
 
-def test_a_state_from_before_a_setting_existed_goes_on_with_its_default(tmp_path, trainer):
-    run = trainer(method="natural", epochs=1, limit_train=16)
+def test_a_state_without_a_newer_setting_resumes_with_its_default(tmp_path, trainer):
+    run = trainer(method="trades", epochs=1, limit_train=16, num_steps=1)
     run.fit()
     path = tmp_path / "run" / "run" / "last.pt"
     state = torch.load(path, weights_only=True)
-    for name in ("awp_gamma", "schedule", "average_every"):
+    for name in ("awp_gamma", "schedule", "average_every", "beta"):
         del state["config"][name]
     torch.save(state, path)
     args = run.data.fingerprint, torch.device("cpu")
