@@ -55,6 +55,21 @@ def tiny_net(state: dict[str, torch.Tensor]) -> nn.Sequential:
     return net
 
 
+def new_tiny_net(width: int, seed: int, classes: int = 5) -> nn.Sequential:
+    """The golden cases' network, freshly initialised."""
+    torch.manual_seed(seed)
+    layers = nn.ModuleDict(
+        {
+            "conv1": nn.Conv2d(3, width, 3, bias=False),
+            "bn1": nn.BatchNorm2d(width),
+            "conv2": nn.Conv2d(width, 2 * width, 3, bias=False),
+            "bn2": nn.BatchNorm2d(2 * width),
+            "fc": nn.Linear(2 * width, classes),
+        }
+    )
+    return tiny_net(layers.double().state_dict())
+
+
 class Golden:
     """Numbers that the authors' programs produce; keys are ``case/what``."""
 

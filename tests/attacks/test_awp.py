@@ -4,14 +4,13 @@ import copy
 
 import pytest
 import torch
-from torch import nn
 
 from attacks.awp import directions, perturbed, perturbed_weights, statistics_kept
 from attacks.pgd import AttackSpec
 from engine.steps import create_step
 from losses import METHODS, create_objective
 from models.accelerate import NO_ACCELERATION, AccelerationConfig
-from tests.helpers import objective, run_step, tiny_net
+from tests.helpers import new_tiny_net, objective, run_step
 
 B, C = 6, 5
 VALUES = {"alpha": 4.0, "beta": 6.0, "gamma": 0.4, "temperature": 2.0, "num_classes": C}
@@ -21,24 +20,9 @@ def labels():
     return torch.tensor([0, 3, 1, 1, 2, 3])
 
 
-def tiny(width, seed):
-    """The golden cases' network, freshly initialised."""
-    torch.manual_seed(seed)
-    state = nn.Sequential()
-    for name, module in (
-        ("conv1", nn.Conv2d(3, width, 3, bias=False)),
-        ("bn1", nn.BatchNorm2d(width)),
-        ("conv2", nn.Conv2d(width, 2 * width, 3, bias=False)),
-        ("bn2", nn.BatchNorm2d(2 * width)),
-        ("fc", nn.Linear(2 * width, C)),
-    ):
-        state.add_module(name, module)
-    return tiny_net(state.double().state_dict())
-
-
 def make_step(method, gamma, weight_decay=5e-4):
     """A step and its batch; the same whenever it is called."""
-    student, guide = tiny(4, 1), tiny(5, 2) if method == "lbgat" else None
+    student, guide = new_tiny_net(4, 1), new_tiny_net(5, 2) if method == "lbgat" else None
     parameters = [p for net in (student, guide) if net for p in net.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=weight_decay)
     chosen = objective(method, **VALUES).double()
@@ -122,7 +106,7 @@ def test_awp_step_equals_the_step_with_a_proxy(method, second):
 
 
 def test_perturb_and_restore_is_bit_identical():
-    net = tiny(6, 1).float()
+    net = new_tiny_net(6, 1).float()
     before = copy.deepcopy(net.state_dict())
     weights = list(perturbed_weights(net).values())
     assert list(perturbed_weights(net)) == ["conv1.weight", "conv2.weight", "fc.weight"]
@@ -145,7 +129,7 @@ def test_a_weight_without_gradient_is_not_perturbed():
 
 
 def test_statistics_kept():
-    net = tiny(4, 1)
+    net = new_tiny_net(4, 1)
     before = copy.deepcopy(net.state_dict())
     with statistics_kept(net):
         net.train()(torch.rand(2, 3, 8, 8).double())
@@ -191,7 +175,7 @@ def test_weight_perturbation_recompiles_nothing(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda f, **kwargs: real_compile(f, backend=counting_backend, **kwargs))
     results = []
     for acceleration in (NO_ACCELERATION, AccelerationConfig(compile_batch_size=B)):
-        student = tiny(4, 1)
+        student = new_tiny_net(4, 1)
         optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
         attack = AttackSpec(0.05, 0.02, 2)
         step = create_step(

@@ -1,4 +1,4 @@
-"""The attack: where it stays, where it goes, and that it leaves no trace."""
+"""The attack against a slow reference: start, steps, projection; the model is left as it was."""
 
 import copy
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from attacks.pgd import GAUSSIAN_START, AttackSpec, frozen, perturb, pgd_step, starting_point
+from attacks.pgd import GAUSSIAN_START, AttackSpec, frozen, perturb, pgd20, pgd_step, starting_point
 from losses import create_objective
 from tests.helpers import tiny_net
 
@@ -279,3 +279,10 @@ def test_starts_are_reproducible(start, norm):
     spec = AttackSpec(epsilon=0.1, step_size=0.1, num_steps=1, norm=norm, start=start)
     first, again, other = (starting_point(x, spec, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_pgd_20_crosses_the_ball():
+    assert [pgd20(epsilon).step_size for epsilon in (0.0, 0.031, 8 / 255)] == [0.003] * 3
+    assert pgd20(0.11).step_size == pytest.approx(0.01)
+    assert pgd20(0.5, "l2").step_size == pytest.approx(0.05)
+    assert {pgd20(e, norm).num_steps for e in (0.031, 0.5) for norm in ("linf", "l2")} == {20}

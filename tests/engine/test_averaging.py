@@ -3,32 +3,14 @@
 import copy
 
 import torch
-from torch import nn
 
 from engine.averaging import WeightAverage
 from models.accelerate import NO_ACCELERATION, AcceleratedModel
-from tests.helpers import tiny_net
-
-B, C = 6, 5
-
-
-def tiny(width, seed):
-    """The golden cases' network, freshly initialised."""
-    torch.manual_seed(seed)
-    state = nn.Sequential()
-    for name, module in (
-        ("conv1", nn.Conv2d(3, width, 3, bias=False)),
-        ("bn1", nn.BatchNorm2d(width)),
-        ("conv2", nn.Conv2d(width, 2 * width, 3, bias=False)),
-        ("bn2", nn.BatchNorm2d(2 * width)),
-        ("fc", nn.Linear(2 * width, C)),
-    ):
-        state.add_module(name, module)
-    return tiny_net(state.double().state_dict())
+from tests.helpers import new_tiny_net
 
 
 def test_average_equals_its_closed_form():
-    net = tiny(4, 1)
+    net = new_tiny_net(4, 1)
     average = WeightAverage(AcceleratedModel(net, NO_ACCELERATION), tau=0.9)
     history = []
     for k in range(1, 6):

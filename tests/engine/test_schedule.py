@@ -16,6 +16,14 @@ def test_multistep_schedule():
         assert learning_rate(config, epoch) == pytest.approx(expected, rel=1e-12)
 
 
+def test_decays_of_other_recipes():
+    trades = TrainConfig(warmup_factor=1.0, decay_epochs=(75, 90, 100))
+    rates = {epoch: learning_rate(trades, epoch) for epoch in (1, 74, 75, 89, 90, 99, 100)}
+    expected = {1: 0.1, 74: 0.1, 75: 0.01, 89: 0.01, 90: 1e-3, 99: 1e-3, 100: 1e-4}
+    assert rates == pytest.approx(expected, rel=1e-12)
+    assert learning_rate(TrainConfig(decay_epochs=()), 100) == 0.1
+
+
 def test_cosine_schedule():
     config = TrainConfig(schedule="cosine", lr=0.2, epochs=200)
     for epoch in range(1, 201):

@@ -1,4 +1,4 @@
-"""The fast step is the same step: every speedup against the plain reference that the benchmarks time."""
+"""The fast step is the same step: every acceleration against the plain reference that the benchmarks time."""
 
 import warnings
 from dataclasses import replace
@@ -35,7 +35,7 @@ def batch(n=16, dtype=torch.float32):
     return x, y, starting_point(x, ATTACK, generator)
 
 
-SPEEDUPS = {
+ACCELERATIONS = {
     "plain": NO_ACCELERATION,
     "channels_last": AccelerationConfig(fold=False),
     "folded": AccelerationConfig(channels_last=False),
@@ -43,7 +43,7 @@ SPEEDUPS = {
 }
 
 
-@pytest.mark.parametrize("name", SPEEDUPS)
+@pytest.mark.parametrize("name", ACCELERATIONS)
 def test_float32_attack_equals_the_reference(name):
     """From each iterate of the reference's attack, one fast step gives the same next iterate, but for the signs of
     gradients within rounding of zero: below 1e-3 of the pixels.
@@ -53,7 +53,7 @@ def test_float32_attack_equals_the_reference(name):
     x, y, start = batch()
     *nets, optimizer = nets_and_optimizer(student="wrn-16-2")
     one = replace(ATTACK, num_steps=1)
-    fast = create_step(*nets, create_objective("lbgat", beta=6.0), optimizer, one, acceleration=SPEEDUPS[name])
+    fast = create_step(*nets, create_objective("lbgat", beta=6.0), optimizer, one, acceleration=ACCELERATIONS[name])
     reference = ReferenceStep(*nets, optimizer, num_steps=1)
     iterate = start
     for _ in range(ATTACK.num_steps):
@@ -66,7 +66,7 @@ def test_float32_attack_equals_the_reference(name):
 
 
 @pytest.mark.parametrize("beta", [0.0, 6.0])
-@pytest.mark.parametrize("name", SPEEDUPS)
+@pytest.mark.parametrize("name", ACCELERATIONS)
 def test_float32_losses_equal_the_reference(name, beta):
     """On the same adversarial images, to 1e-5, over two steps."""
     x, y, start = batch()
@@ -74,7 +74,7 @@ def test_float32_losses_equal_the_reference(name, beta):
     reference = ReferenceStep(*nets, optimizer, beta=beta)
     expected = [reference(x, y, start.clone()) for _ in range(2)]
     *nets, optimizer = nets_and_optimizer(student="wrn-16-2")
-    fast = create_step(*nets, create_objective("lbgat", beta=beta), optimizer, ATTACK, acceleration=SPEEDUPS[name])
+    fast = create_step(*nets, create_objective("lbgat", beta=beta), optimizer, ATTACK, acceleration=ACCELERATIONS[name])
     for x_adv, terms in expected:
         fast.x_adv = [x_adv]
         for term, value in fast.update([x], y).items():
@@ -218,7 +218,7 @@ def test_replayed_steps_equal_eager_ones(monkeypatch, method):
     assert all(torch.equal(*pair) for pair in zip(weights, expected_weights, strict=True))
 
 
-def test_failing_capture_goes_on_without_a_graph(monkeypatch, _no_warning_yet):
+def test_a_failing_capture_falls_back_to_separate_kernels(monkeypatch, _no_warning_yet):
     def refuse(function, inputs):
         raise RuntimeError("operation not permitted when stream is capturing\nlong story")
 
@@ -277,7 +277,7 @@ def test_failing_compilation_falls_back_with_one_warning(monkeypatch, _no_warnin
 
 @pytest.mark.parametrize("at_once", [True, False])
 def test_failing_compilation_in_an_evaluation_falls_back(monkeypatch, _no_warning_yet, at_once):
-    """A run that was stopped during an evaluation goes on with one; torch.compile itself may refuse the Python."""
+    """A run may resume with an evaluation, before any training step; torch.compile itself may refuse the Python."""
 
     def refusing_compile(model, **_):
         raise RuntimeError("no compiler here")
@@ -292,7 +292,7 @@ def test_failing_compilation_in_an_evaluation_falls_back(monkeypatch, _no_warnin
         )
 
 
-def test_best_speedups():
+def test_the_acceleration_of_each_device():
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert choose_acceleration(cpu, "auto", 128).compile_batch_size == 0
     assert choose_acceleration(cpu, "on", 128).compile_batch_size == 128

@@ -171,14 +171,14 @@ def test_a_finished_run_rewrites_nothing(tmp_path, capsys):
     assert "already trained for 2 epochs: nothing to do" in capsys.readouterr().out
 
 
-def test_a_dangling_link_is_not_taken_for_no_run(tmp_path):
+def test_a_dangling_link_is_an_error(tmp_path):
     last(tmp_path).parent.mkdir(parents=True)
     last(tmp_path).symlink_to("nowhere.pt")
     with pytest.raises(UserError, match=r"no checkpoint at .*--resume none"):
         Trainer(tiny_run(tmp_path, method="natural"))
 
 
-def test_other_threads_are_said(tmp_path):
+def test_another_number_of_threads_gives_a_warning(tmp_path):
     Trainer(tiny_run(tmp_path, method="natural", epochs=1)).fit()
     state = torch.load(last(tmp_path), weights_only=True)
     torch.save(state | {"threads": 77}, last(tmp_path))

@@ -36,7 +36,7 @@ def images(n):
 
 
 def answers(model, x):
-    """Logits, and the gradient of a sum that weighs them differently; asked as an attack asks."""
+    """Logits, and the gradient of a weighted sum of them, as an attack queries them."""
     leaf = x.clone().requires_grad_()
     logits = model(leaf)
     weights = torch.linspace(-1, 1, logits.numel()).view_as(logits)

@@ -167,7 +167,7 @@ def test_errors_come_before_the_attacks(tmp_path):
 
 
 def adversarial(norm, epsilon, n=7):
-    """Test images, and adversarial ones on the rim of the ball; the last two stood and are the test images."""
+    """Test images, and adversarial ones on the rim of the ball; the last two are robust: the test images."""
     images = np.random.default_rng(0).integers(0, 256, (n, 4, 4, 3), np.uint8)
     x = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
     step = torch.randn(x.shape)

@@ -25,7 +25,7 @@ def write_program(path: Path, text: str) -> Path:
 
 @pytest.fixture
 def stub(tmp_path: Path) -> Path:
-    """Stands in for a Python that has every package; what else it is asked to run, it prints."""
+    """Stands in for a Python that has every package; it prints any other command instead of running it."""
     return write_program(
         tmp_path / "stub python", 'case $1 in sh/check_requirements.py) exit 0;; esac\nprintf "%s\\n" "$@"\n'
     )
