@@ -1,8 +1,8 @@
 """AWP: adversarial weight perturbation (Wu, Xia and Wang, NeurIPS 2020), for any method.
 
 The published program gives a copy of the student one plain SGD ascent step on the method's loss and takes the
-difference as the direction, scaled to each weight's norm. Its learning rate cancels, and of the copy only the gradient
-is left: here it is taken from the student itself, so that neither a second network nor a second optimizer is needed.
+difference as the direction, scaled to each weight's norm. The scaling cancels the learning rate of that step, so the
+direction is that of the gradient: it is computed here on the student itself, without a copy and a second optimizer.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,21 +15,21 @@ SMALL = 1e-20  # keeps the direction of a weight without gradient 0
 
 
 def perturbed_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What is perturbed: every parameter ``weight`` with more than one dimension, i.e. not BatchNorm's and no bias."""
+    """Return the weights to perturb, by name: those with more than one dimension, so no BatchNorm and no bias."""
     return {name: p for name, p in model.named_parameters() if name.endswith("weight") and p.dim() > 1}
 
 
 def directions(weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
-    """Each loss gradient scaled to the norm of its weight: |w| / (|g| + 1e-20) g."""
+    """Scale each loss gradient to the norm of its weight: |w| / (|g| + 1e-20) g."""
     return [w.norm() / (g.norm() + SMALL) * g for w, g in zip(weights, gradients, strict=True)]
 
 
 @contextmanager
 def perturbed(weights: Sequence[Tensor], direction: Sequence[Tensor], gamma: float) -> Iterator[None]:
-    """w + gamma v within; afterwards the perturbation is taken off again.
+    """Add gamma v to the weights w within the context, and remove it afterwards.
 
-    What the optimizer adds meanwhile stays. The subtraction goes by stored copies rather than by w - gamma v: without
-    an optimizer step the weights are bit-identical to before.
+    What an optimizer step within the context adds is kept. The perturbation is removed by stored copies, not as gamma
+    v: without an optimizer step the weights are bit-identical to before.
     """
     before = [w.detach().clone() for w in weights]
     with torch.no_grad():
@@ -45,7 +45,7 @@ def perturbed(weights: Sequence[Tensor], direction: Sequence[Tensor], gamma: flo
 
 @contextmanager
 def statistics_kept(model: nn.Module) -> Iterator[None]:
-    """The model's buffers (BatchNorm statistics) are afterwards as they were before."""
+    """Restore the model's buffers (BatchNorm statistics) afterwards."""
     buffers = [(b, b.clone()) for b in model.buffers()]
     try:
         yield

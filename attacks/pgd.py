@@ -84,7 +84,7 @@ def perturb(
         spec: how far and how often to step.
         generator: of the start's random numbers; torch's default one if None.
         start: a given start, shaped like x, in place of a drawn one.
-        uses_clean: whether ``inner`` looks at ``nat_logits``; if not it is handed None.
+        uses_clean: whether ``inner`` uses ``nat_logits``; otherwise it gets None.
         moves: which images take the next step: ``moves(logits on the present x', y) -> (B,) bool``; None is all.
 
     Returns:
@@ -110,11 +110,11 @@ def perturb(
 
 @contextmanager
 def frozen(model: nn.Module, mode: str = "eval") -> Iterator[nn.Module]:
-    """Freeze the model for an attack: its parameters need no gradient; afterwards everything is as it was.
+    """Freeze the model for an attack: its parameters need no gradient; restore modes and flags afterwards.
 
     Args:
-        mode: ``"eval"``; ``"train"``, in which each pass moves the BatchNorm statistics, as it does for good; or
-            ``"batch"``, in which BatchNorm uses the statistics of the batch at hand and updates none.
+        mode: ``"eval"``; ``"train"``, in which each pass updates the BatchNorm statistics, which is not undone; or
+            ``"batch"``, in which BatchNorm normalises by the current batch and updates no statistics.
     """
     modes = [(module, module.training) for module in model.modules()]
     tracking = [m for m in model.modules() if getattr(m, "track_running_stats", False)] if mode == "batch" else []

@@ -54,7 +54,7 @@ def foolbox(model: nn.Module, x: Tensor, y: Tensor, spec: AttackSpec, seed: int)
     return x_adv
 
 
-def right_under_each(model: nn.Module, x: Tensor, y: Tensor, spec: AttackSpec) -> dict[str, Tensor]:
+def correct_under_each(model: nn.Module, x: Tensor, y: Tensor, spec: AttackSpec) -> dict[str, Tensor]:
     """Which images are right, (n,) bool: unattacked, and under each of the three.
 
     Args:
@@ -95,14 +95,14 @@ def main() -> None:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"{name} is not installed: pip install torchattacks==3.5.1 foolbox")
     config = EvalConfig(checkpoint=args.checkpoint, dataset=args.dataset, data_dir=args.data_dir)
-    subject, device = load_network(config), choose_device(args.device)
-    data = load_data(config, subject)
+    target, device = load_network(config), choose_device(args.device)
+    data = load_data(config, target)
     pixels, y = to_device(data.x_test[: args.n], data.y_test[: args.n], device)
     spec = pgd20(args.epsilon)
     result = {
-        **summary(right_under_each(subject.model.to(device).eval().requires_grad_(False), to_float(pixels), y, spec)),
+        **summary(correct_under_each(target.model.to(device).eval().requires_grad_(False), to_float(pixels), y, spec)),
         "units": "accuracy in percent of the n images; epsilon and step_size in pixels of [0, 1]",
-        "model": subject.name,
+        "model": target.name,
         "checkpoint": args.checkpoint,
         "checkpoint_sha256": file_hash(args.checkpoint),
         "dataset": data.name,

@@ -43,7 +43,7 @@ WARM_UP = 16  # images
 
 
 class Stopwatch:
-    """Seconds in parts of the program; a part inside another belongs to the outer one."""
+    """Seconds in parts of the program; a part inside another counts to the outer one."""
 
     def __init__(self, device: torch.device):
         self.device, self.seconds, self.running = device, Counter(), False
@@ -67,7 +67,7 @@ class Stopwatch:
         return run
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def timing(self) -> Iterator[None]:
         """Time the network, the gradients and the suite's projections and checks, within the block."""
         checks = [name for name in vars(pyautoattack.checks) if name.startswith("check_")]
         projections = ("projection_linf", "projection_l2")
@@ -131,7 +131,7 @@ def run_ours(model: AttackedModel, suite: Suite, x: Tensor, y: Tensor, stopwatch
     seconds, profile, x_adv = {}, {}, x.clone()
     forwarded, cpu_began = model.num_forwarded, time.process_time()
     stopwatch.seconds.clear()
-    with stopwatch.watching():
+    with stopwatch.timing():
         for step in attack_chunk(model, suite, x, y):
             seconds[step.name] = step.seconds
             parts = {part: stopwatch.seconds.pop(part, 0.0) for part in PARTS}
@@ -149,7 +149,7 @@ def run_ours(model: AttackedModel, suite: Suite, x: Tensor, y: Tensor, stopwatch
 def differences(
     model: nn.Module, first: int, y: Tensor, runs: dict[str, dict[str, Any]]
 ) -> list[dict[str, str | int | float]]:
-    """The images that one of the two alone broke, and by how much the wrong class leads there, asked singly."""
+    """The images that only one of the two broke, and the margin of the wrong class there, forwarded one by one."""
     robust = {name: run["prediction"] == y for name, run in runs.items()}
     rows = []
     for i in (robust["front end"] != robust["ours"]).nonzero().flatten().tolist():
@@ -267,7 +267,7 @@ def markdown(figures: dict[str, Any]) -> str:
     for row in figures["differences"]:
         lines += [
             "",
-            f"Image {row['image']} was broken by {row['broken_by']} alone, at a margin of {row['margin']:.2g}.",
+            f"Image {row['image']} was broken only by {row['broken_by']}, at a margin of {row['margin']:.2g}.",
         ]
     return "\n".join(lines) + "\n"
 

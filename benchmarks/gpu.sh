@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Everything that only a machine with a GPU can tell, in one command and under 10 minutes: the CUDA tests, and the step
+# Everything that needs a GPU, in one command and under 10 minutes: the CUDA tests, and the step
 # benchmark at WRN-34-10 (batch 128 and 256) and ResNet-18 (with ablations).
-# Needs torch, torchvision, numpy and tqdm (pytest for the tests). Writes to one folder and prints a short table last.
+# Needs the packages of requirements.txt (of requirements-dev.txt for the tests). Writes to one folder and prints a short table last.
 #
 #     bash benchmarks/gpu.sh [OUT]            OUT is results/gpu-DATE unless given
 #     SMALL=1 bash benchmarks/gpu.sh [OUT]    the same run at a size that a CPU ends within minutes

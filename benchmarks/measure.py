@@ -26,7 +26,7 @@ def synchronize(device: torch.device) -> None:
 def alternate(
     runs: dict[str, Callable[[], object]], repeats: int, device: torch.device, warmup: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of each run, ``repeats`` times in turn (A B C A B C ...), so that a drifting machine hurts all alike."""
+    """Time each run ``repeats`` times in turn (A B C A B C ...), so that drift affects all alike; return seconds."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for i in range(warmup + repeats):
         for name, run in runs.items():
@@ -85,7 +85,7 @@ class PeakMemory:
     """MiB that the block needs at its peak beyond what was held before it.
 
     CUDA's allocator counts them; on a CPU it is the growth of the process's resident set, sampled every 2 ms, after
-    free memory was handed back to the system.
+    free memory was returned to the system.
     """
 
     def __init__(self, device: torch.device):
@@ -117,7 +117,7 @@ class PeakMemory:
 
 
 def release_free_memory() -> None:
-    """Hand freed heap memory back to the system, where the C library can (glibc)."""
+    """Return freed heap memory to the system, where the C library can (glibc)."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:

@@ -43,7 +43,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="fp32", help="of our step")
     parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--ablate", action="store_true", help="time each optimization alone, too")
+    parser.add_argument("--ablate", action="store_true", help="also time each optimization on its own")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args(argv)
     if args.batch_size < 1 or args.repeats < 1:
@@ -186,7 +186,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
 
 
 def write(figures: dict[str, object], path: Path | None) -> None:
-    """To the file of --json, if there is one: after every row, so that a run that is cut off leaves what it has."""
+    """Write the file of --json, if there is one: after every row, so that an interrupted run keeps its rows."""
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(figures, indent=2) + "\n")

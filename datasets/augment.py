@@ -61,8 +61,8 @@ def create_augmentation(name: str) -> Augmentation | None:
 
 
 def augment(images: Tensor, augmentation: Augmentation, seed: int) -> Tensor:
-    """Augment uint8 images (B, 3, H, W); what is drawn depends on the seed alone, and the global generator is left as
-    it was. The draws are made on the CPU, so they are the same on every device."""
+    """Augment uint8 images (B, 3, H, W); what is drawn depends only on the seed, and the global generator keeps its
+    state. The draws are made on the CPU, so they are the same on every device."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs as well
         return augmentation(images)

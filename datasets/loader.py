@@ -1,4 +1,4 @@
-"""Batches made on the device: the whole training set lies there as uint8 and is cropped and flipped in batches."""
+"""Batches made on the device: the whole training set is kept there as uint8 and is cropped and flipped in batches."""
 
 from collections.abc import Iterator
 
@@ -57,7 +57,7 @@ def random_flip(images: Tensor, flip: Tensor) -> Tensor:
 
 
 class Loader:
-    """Shuffled, augmented training batches; everything random depends on (seed, epoch) alone, not on the device.
+    """Shuffled, augmented training batches; everything random depends only on (seed, epoch), not on the device.
 
     With extra data an epoch is as long as without: it has as many images as the real set, of which the fraction are
     extra ones, drawn with replacement, and the rest a random part of the real set without repetition.
@@ -100,16 +100,16 @@ class Loader:
         generator = torch.Generator().manual_seed(self._seed(epoch))
         n, device = len(self.images), self.images.device
         order = torch.randperm(n, generator=generator).to(device)
-        moves = []
+        crops_and_flips = []
         for _ in self.views:
             shifts = torch.randint(0, 2 * self.padding + 1, (2, n), generator=generator).to(device)
-            moves.append((shifts, (torch.rand(n, generator=generator) < 0.5).to(device)))
-        picks = torch.randint(len(self.extra.labels), (n,), generator=generator) if self.extra else None
+            crops_and_flips.append((shifts, (torch.rand(n, generator=generator) < 0.5).to(device)))
+        extra_indices = torch.randint(len(self.extra.labels), (n,), generator=generator) if self.extra else None
         for step in range(first_step, len(self)):
             at = slice(step * self.batch_size, (step + 1) * self.batch_size)
-            images, y = self._fetch(order[at], picks[at] if self.extra else None)
+            images, y = self._fetch(order[at], extra_indices[at] if self.extra else None)
             views = []
-            for augmentation, (shifts, flips) in zip(self.views, moves, strict=True):
+            for augmentation, (shifts, flips) in zip(self.views, crops_and_flips, strict=True):
                 x = images
                 if self.padding:
                     x = random_crop(x, shifts[0, at], shifts[1, at], self.padding)
@@ -123,11 +123,11 @@ class Loader:
     def _seed(self, *parts: int) -> int:
         return int(np.random.SeedSequence((self.seed, *parts)).generate_state(1)[0])
 
-    def _fetch(self, indices: Tensor, picks: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _fetch(self, indices: Tensor, extra_indices: Tensor | None) -> tuple[Tensor, Tensor]:
         """Images and labels of one batch: those of the indices (B,), the last of them replaced by extra ones."""
-        if picks is None:
+        if extra_indices is None:
             return self.images[indices], self.labels[indices]
         kept = len(indices) - self.extra.count(len(indices))
-        chosen = picks[kept:].numpy()
+        chosen = extra_indices[kept:].numpy()
         x, y = to_device(self.extra.images[chosen], self.extra.labels[chosen], self.images.device)
         return torch.cat([self.images[indices[:kept]], x]), torch.cat([self.labels[indices[:kept]], y])

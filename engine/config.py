@@ -117,8 +117,8 @@ class TrainConfig(CommonConfig):
     lr: float = option(0.1, "learning rate of SGD; with onecycle the highest", "optimisation", above=0)
     schedule: str = option(
         "multistep",
-        "of the learning rate: multistep; cosine, 0.5 (1 + cos(pi e / (E + 1))) in epoch e of E (IKL-AT); onecycle, "
-        "from 0 to --lr at 2/5 of the run and back to 0, step by step (Wong et al. 2020)",
+        "learning rate: multistep; cosine, 0.5 (1 + cos(pi e / (E + 1))) in epoch e of E (IKL-AT); onecycle, from 0 to "
+        "--lr at 2/5 of the run and back to 0, step by step (Wong et al. 2020)",
         "optimisation",
         choices=SCHEDULES,
     )
@@ -205,7 +205,7 @@ class TrainConfig(CommonConfig):
         return cls(**{name: value for name, value in values.items() if name in known}, parameters=parameters)
 
     def as_dict(self) -> dict[str, Any]:
-        """Every setting, the method's own parameters among them, as config.json and the checkpoints hold them."""
+        """Return every setting, including the method's own parameters, as config.json and the checkpoints hold them."""
         values = dataclasses.asdict(self)
         return values | values.pop("parameters")
 

@@ -34,7 +34,7 @@ def load_training_data(config: TrainConfig, device: torch.device) -> TrainingDat
     """Training batches and evaluation images as the config says, on the device.
 
     Raises:
-        UserError: unknown or unreadable data, or nothing left to train on.
+        UserError: unknown or unreadable data, or no training images left.
     """
     dataset = load_dataset(config.dataset, config.data_dir)
     augmentation = create_augmentation(config.augment)
@@ -63,7 +63,7 @@ def load_training_data(config: TrainConfig, device: torch.device) -> TrainingDat
 
 
 def check_batches(loader: Loader, num_classes: int, *networks: str | None) -> None:
-    """Find out before a nearly full epoch whether the networks (None is none) can train on its smallest batch.
+    """Check that the networks (None is skipped) can train on the smallest batch, which comes last in an epoch.
 
     Raises:
         UserError: the images are too small.

@@ -70,7 +70,7 @@ class Logger:
         self._logger.info(message)
 
     def opening(self, settings: dict[str, Any], guided: bool, images: int, split: str) -> None:
-        """Write config.json, and say what is trained and what a reader of the figures should know.
+        """Write config.json, and log what is trained and what limits the figures.
 
         Args:
             settings: all of the configuration, and where it runs.
@@ -92,7 +92,7 @@ class Logger:
             self.info(CHOSEN_ON_TEST)
 
     def resumed(self, checkpoints: Checkpoints, steps: int) -> None:
-        """Say where training resumes and from which file, and whether the CPU threads then and now differ."""
+        """Log where training resumes and from which file, and whether the CPU threads then and now differ."""
         progress, then, now = checkpoints.progress, checkpoints.threads, torch.get_num_threads()
         self.info(f"resuming at epoch {progress.epoch}, step {progress.step}/{steps}, from {checkpoints.latest}")
         if then not in (None, now):
@@ -108,7 +108,7 @@ class Logger:
     def plot(self, final: bool = False) -> None:
         """Draw curves.png from all epochs so far, at most every half minute unless it is the last time.
 
-        A picture that cannot be drawn is a line of the log, not the end of the training.
+        If it cannot be drawn, the log says why and training continues.
         """
         if not self.metrics or (not final and time.monotonic() < self._next_plot):
             return
@@ -126,7 +126,7 @@ class Logger:
 
 
 class Pace:
-    """The time left, from the steps and evaluations of this process alone.
+    """Estimates the time left, from the steps and evaluations of this process.
 
     Args:
         steps: of an epoch.

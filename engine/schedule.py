@@ -17,7 +17,7 @@ def learning_rate(config: TrainConfig, epoch: int, done: float = 0.5) -> float:
     * ``onecycle``: linear from 0 to ``lr`` at 2/5 of the training and back to 0 (Wong, Rice and Kolter, ICLR 2020).
 
     Args:
-        done: the part of the epoch that is over, in [0, 1]; ``onecycle`` alone changes within an epoch.
+        done: the part of the epoch that is over, in [0, 1]; only ``onecycle`` changes within an epoch.
     """
     if config.schedule == "cosine":
         return config.lr * 0.5 * (1 + math.cos(math.pi * epoch / (config.epochs + 1)))

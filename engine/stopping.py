@@ -1,4 +1,4 @@
-"""Ways to end a training before its last epoch: signals, a time limit, and no more progress."""
+"""Stop a training before its last epoch: signals, a time limit, patience."""
 
 import signal
 import time
@@ -21,12 +21,12 @@ class StopSignal:
 
     Args:
         steps: of an epoch.
-        say: takes the line about a stop, after saving.
+        log: called with the line about a stop, after saving.
     """
 
-    def __init__(self, checkpoints: Checkpoints, steps: int, say: Callable[[str], None]):
+    def __init__(self, checkpoints: Checkpoints, steps: int, log: Callable[[str], None]):
         self.max_minutes, self.checkpoints = checkpoints.config.max_minutes, checkpoints
-        self.steps, self.say = steps, say
+        self.steps, self.log = steps, log
         self.reason = ""
         self._began = time.monotonic()
         self._handlers: dict[int, object] = {}
@@ -45,7 +45,7 @@ class StopSignal:
         self.reason = signal.Signals(number).name
 
     def check(self) -> None:
-        """Call after every batch: save now and then; save and stop if asked to.
+        """Call after every batch: save every ten minutes; save and stop after a signal or at --max-minutes.
 
         Raises:
             Stopped: after saving last.pt.
@@ -57,13 +57,13 @@ class StopSignal:
         if self.reason:
             self.checkpoints.save_last()
             at = f"epoch {self.checkpoints.progress.epoch}, step {self.checkpoints.progress.step}/{self.steps}"
-            self.say(f"stopped by {self.reason} at {at}; rerun with --resume auto to continue")
+            self.log(f"stopped by {self.reason} at {at}; rerun with --resume auto to continue")
             raise Stopped(self.reason)
         if time.monotonic() - self.checkpoints.saved_at > SECONDS_BETWEEN_SAVES:
             self.checkpoints.save_last()
 
 
 def out_of_patience(patience: int, progress: Progress) -> bool:
-    """Whether so many epochs have passed since the best one: robust overfitting has set in (Rice et al. 2020)."""
+    """Return whether so many epochs have passed since the best one: robust overfitting (Rice et al. 2020)."""
     best = progress.best.get("epoch", progress.epoch - 1)
     return patience > 0 and not progress.step and progress.epoch - 1 - best >= patience

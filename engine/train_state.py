@@ -23,7 +23,7 @@ from utils.files import save_atomically
 
 @dataclass
 class Progress:
-    """How far a run has come.
+    """The progress of a run.
 
     Attributes:
         epoch: the one in progress, from 1; step: how many of its steps are finished.
@@ -128,8 +128,8 @@ class Checkpoints:
     def save_epoch(self, epoch: int, metrics: dict[str, Any], split: str) -> None:
         """Save after an epoch, whose progress is counted already: best.pt if it is the best, and last.pt.
 
-        best.pt holds the averaged weights where there are any. A method without an attack is judged by its clean
-        accuracy.
+        best.pt holds the averaged weights where there are any. The epochs of a method without an attack are
+        compared by clean accuracy.
 
         Args:
             split: the images that the metrics were measured on: ``validation`` or ``test``.
@@ -236,7 +236,7 @@ class Checkpoints:
         if self.average:
             load_strictly(self.average.model, state["average"]["weights"], path)
             self.average.updates = int(state["average"]["updates"])
-        # The hyper-parameters are the configuration's, whatever the file says.
+        # Hyper-parameters come from the configuration, not from the file.
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": buffers, "param_groups": groups})
         for group in self.optimizer.param_groups:

@@ -118,7 +118,7 @@ class Trainer:
             log.plot()
 
     def _train_epoch(self, epoch: int, stop: StopSignal, pace: Pace) -> None:
-        """The rest of an epoch's steps."""
+        """Train the remaining steps of an epoch."""
         config, progress, loader = self.config, self.progress, self.data.loader
         self.step.set_epoch(attack_spec(config, self.objective.start, epoch), awp_gamma(config, epoch))
         bar = tqdm(

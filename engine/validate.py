@@ -16,7 +16,7 @@ LARGE_BATCH = 250
 def clean_accuracy(
     network: AcceleratedModel, images: Tensor, labels: Tensor, on_batch: Callable[[], None] = lambda: None
 ) -> float:
-    """Percentage of images (N, 3, H, W) uint8 that the network, in eval mode, labels right."""
+    """Percentage of images (N, 3, H, W) uint8 that the network, in eval mode, classifies correctly."""
     correct = 0
     with frozen(network.model), torch.inference_mode(not network.acceleration.compile_batch_size), torch.no_grad():
         network.refresh()
@@ -35,7 +35,7 @@ def pgd_accuracy(
     seed: int = 0,
     on_batch: Callable[[], None] = lambda: None,
 ) -> float:
-    """Percentage of images still labelled right under PGD-20 on the cross-entropy; see ``pgd20``.
+    """Percentage of images still classified correctly under PGD-20 on the cross-entropy; see ``pgd20``.
 
     Args:
         images: (N, 3, H, W) uint8; labels: (N,).
@@ -72,7 +72,7 @@ def evaluate(
     on_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """What an epoch reports, accuracies in percent: clean on all images (N, 3, H, W) uint8, PGD-20 on the first
-    ``config.eval_size`` of them; of the student, the guide (clean alone) and the average of the student's weights."""
+    ``config.eval_size`` of them; of the student, the guide (clean only) and the average of the student's weights."""
     n = min(config.eval_size, len(images))
     results = {}
     for name, network in (("student", student), ("average", average)):

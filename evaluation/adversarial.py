@@ -24,7 +24,7 @@ def save_adversarial(
 
     They are float32 and may be stored in 8 bits: rounding (``np.rint(255 * x_adv)``) moves a value by at most 1/510, so
     a picture file is within epsilon + 1/510 in l-inf (within epsilon where that is a whole number of 1/255), and where
-    no attack succeeded it is the very test image. The returned line says how many still fool the network then.
+    no attack succeeded it is exactly the test image. The returned line says how many are still misclassified then.
 
     Args:
         path: an npz file: ``x_adv``, ``label``, ``prediction`` (of ``x_adv``), ``epsilon``, ``norm``.

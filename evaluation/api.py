@@ -75,7 +75,7 @@ def evaluate(
     if x.dim() != 4 or y.shape != (len(x),) or len(x) == 0:
         raise ValueError(f"x must be (N, C, H, W) and y (N,), not {tuple(x.shape)} and {tuple(y.shape)}")
     if not (x.min() >= 0 and x.max() <= 1):
-        raise ValueError("x must be in [0, 1]; normalization belongs into the model")
+        raise ValueError("x must be in [0, 1]; put normalization into the model")
     device = torch.device(device or next((p.device for p in model.parameters()), x.device))
     x, y = x.detach().float(), y.detach().long()
     names = choose_attacks(version, ",".join(attacks))
@@ -83,7 +83,7 @@ def evaluate(
     results = PerImageResults.empty(len(x), tuple(x.shape[1:]), batch_size, len(names), max_saved=len(x))
     gpus = [device] if device.type == "cuda" else []
     with _unchanged(model), torch.random.fork_rng(gpus), ieee_products():  # the last one restores the flags of TF32
-        # Folding traces the network, which loses hooks and Python's own randomness of networks that are not ours.
+        # No folding: tracing a network of another project could lose its hooks and Python-side randomness.
         attacked = prepare_model(model, suite, precision, compile, fold=False)
         with torch.no_grad():
             check_classes(names, attacked(x[:1].to(device)).shape[1])

@@ -1,4 +1,4 @@
-"""Cross-checks for gradient masking: signs that the attacks missed a weakness, rather than that there is none.
+"""Cross-checks for gradient masking: signs that the attacks missed adversarial examples.
 
 A network whose gradients vanish, saturate or are noise looks robust to attacks that follow them. The signs are those of
 Athalye et al. 2018 (section 3.1), Carlini et al. 2019 (section 4) and Croce & Hein 2020. One that fails says that the

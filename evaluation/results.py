@@ -185,7 +185,7 @@ class PerImageResults:
         """Read a state file, or the bytes of one.
 
         Args:
-            fingerprint: of the evaluation that wants to resume.
+            fingerprint: of the evaluation that is to resume.
             like: results of this evaluation; those in the file must have its shapes.
             name: of the source, for errors; by default the path.
 

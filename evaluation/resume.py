@@ -14,7 +14,7 @@ def state_path(folder: Path, rank: int) -> Path:
 
 
 def clear(folder: Path) -> None:
-    """Remove the state files, also what a kill left half written."""
+    """Remove the state files, including those that a kill left half written."""
     for path in folder.glob("autoattack.state*"):
         path.unlink(missing_ok=True)
 

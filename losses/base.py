@@ -15,7 +15,7 @@ class Parameter:
 
     Attributes:
         name: ``view_weight`` is the flag ``--view-weight`` and the attribute ``self.view_weight``.
-        default: unless the command line says otherwise; methods that share a name may differ in it.
+        default: of the flag; methods that share a name may have different defaults.
         help: a phrase for ``--help``.
         at_least, above: the lower bound of the range, inclusive or exclusive.
     """
@@ -47,8 +47,8 @@ class Parameter:
 class Objective(nn.Module):
     """A method in three members: ``passes``, ``inner`` and ``outer``.
 
-    State that a method carries belongs in buffers: a checkpoint keeps them through ``state_dict``. It changes in
-    ``after_step`` and ``end_epoch`` alone, since weight perturbation evaluates ``outer`` more than once a step.
+    State that a method carries belongs in buffers: a checkpoint keeps them through ``state_dict``. Change it only
+    in ``after_step`` and ``end_epoch``, since weight perturbation evaluates ``outer`` more than once a step.
 
     Args:
         num_classes: C; only a method with a state of that size needs it.
@@ -66,7 +66,7 @@ class Objective(nn.Module):
             A name with the suffix ``".no_grad"`` is a pass that only moves the statistics. Without an ``"adv"`` pass
             no attack is run.
         start: where the attack starts; see ``attacks.pgd.AttackSpec``.
-        inner_uses_clean: whether ``inner`` looks at ``nat_logits``.
+        inner_uses_clean: whether ``inner`` uses ``nat_logits``.
         awp_passes: the passes in a run with adversarial weight perturbation; ``passes`` where empty.
         step: which training step runs the method; see ``engine.steps.STEPS``.
         source: the paper, for ``--help`` and reports.

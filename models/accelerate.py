@@ -16,7 +16,7 @@ DYNAMIC = -1  # as ``compile_batch_size``
 
 @dataclass(frozen=True)
 class AccelerationConfig:
-    """Which optimizations the forward passes use; each leaves the mathematics as it is.
+    """Which optimizations the forward passes use; none changes the mathematics.
 
     Attributes:
         channels_last: weights and images in NHWC memory order.
@@ -37,7 +37,7 @@ NO_ACCELERATION = AccelerationConfig(channels_last=False, fold=False)
 
 
 def choose_acceleration(device: torch.device, compile: str, batch_size: int) -> AccelerationConfig:
-    """What pays on a device (measured: benchmarks/train_step.py --ablate).
+    """Choose the optimizations that pay on a device (measured: ``python -m benchmarks.train_step --ablate``).
 
     Args:
         compile: ``auto`` (on CUDA only: eager is faster on a CPU), ``on`` or ``off``.
@@ -52,8 +52,8 @@ class AcceleratedModel:
     """The forward passes of one network: in train mode, and (folded, frozen) under attack.
 
     Args:
-        model: its parameters stay the ones that the optimizer trains; channels_last changes their memory order alone.
-        autocast: makes the context of mixed precision; logits come back as float32 at least.
+        model: its parameters stay the ones that the optimizer trains; channels_last changes only their memory order.
+        autocast: makes the context of mixed precision; logits are returned in float32 or better.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ class Folded:
 
     With s = weight / sqrt(running_var + eps), bn(conv(x)) is a convolution with kernel s W and bias
     bias - s running_mean. A BatchNorm that follows something else becomes a multiply-add; the linear layer is shared
-    with the model. It is differentiable in the images alone: what is folded needs no gradient.
+    with the model. It is differentiable only in the images: folded weights have no gradient.
 
     Args:
         model: any network that ``torch.fx`` can trace. Put it in eval mode before calling this.

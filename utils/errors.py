@@ -8,7 +8,7 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """Something that the user can mend; the message says what and how, in one sentence."""
+    """An error that the user can fix; its message is one sentence: what is wrong, and what to do."""
 
 
 def fail(message: object) -> NoReturn:
@@ -18,7 +18,7 @@ def fail(message: object) -> NoReturn:
 
 
 def ensure_writable(folder: Path, option: str) -> None:
-    """Create the folder if it is missing and write a file in it, so that a long run does not find out at its end.
+    """Create the folder if it is missing and write a file in it, so that a long run does not fail at its end.
 
     Raises:
         UserError: it cannot be written; the sentence names the flag that chooses another.

@@ -1,7 +1,7 @@
-"""Training steps: what one batch does to the networks, and the wrappers that make any step fast.
+"""Training steps: the work on one batch, and the wrappers that make any step fast.
 
-A step is called with one batch and knows nothing of epochs, files and flags. To add one, write a file with a class of
-this contract and name it in ``STEPS``; a method chooses it by ``Objective.step``.
+A step gets one batch at a time, and no epochs, files or flags. To add one, write a file with a class of this contract
+and name it in ``STEPS``; a method chooses it by ``Objective.step``.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,8 +24,9 @@ class Step(Protocol):
     Attributes:
         student, guide: the networks that it trains; guide is None where the method has none.
         updates_per_batch: optimizer steps a batch; schedules that count updates need it.
-        capturable: whether everything up to the gradients may become a CUDA graph as things are: fixed work, no wait
-            for the device, random numbers drawn before it.
+        capturable: whether everything up to the gradients may become a CUDA graph with the present settings: fixed
+            work, no wait for the device, no random numbers but those of the attack's start. Such a step also has
+            ``attack``, ``optimizer``, ``draw_starts`` and ``up_to_gradients``; see ``StandardStep``.
     """
 
     student: AcceleratedModel
@@ -54,7 +55,7 @@ class Step(Protocol):
         """What the step carries from batch to batch: tensors by name, for the checkpoint."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a ``state_dict``."""
+        """Restore what ``state_dict`` returned."""
 
 
 STEPS: dict[str, Callable[..., Step]] = {"standard": StandardStep}
@@ -78,10 +79,10 @@ def create_step(
         student: the network to make robust; guide: the natural classifier, or None where the method has no guide pass.
         optimizer: one optimizer over student and guide.
         attack: the inner maximisation of the first epoch.
-        awp_gamma: size of the adversarial weight perturbation, above 0 also in a run that begins without it.
+        awp_gamma: size of the adversarial weight perturbation, above 0 also where it starts in a later epoch.
         view_weights: weights of the losses of the views.
         autocast: makes the context in which forward passes run (mixed precision); losses are computed in float32.
-        acceleration: how the forward passes run; each choice leaves the mathematics as it is.
+        acceleration: how the forward passes run; no choice changes the mathematics.
     """
     torch.backends.cudnn.benchmark = True  # the shapes stay the same: let cuDNN time its algorithms once
     networks = [AcceleratedModel(net, acceleration, autocast) if net is not None else None for net in (student, guide)]

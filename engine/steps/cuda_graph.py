@@ -79,7 +79,7 @@ class GraphedStep:
         else:
             terms = self._graph(y, *views, *starts)
             for parameter, gradient in zip(self._parameters(), self._gradients, strict=True):
-                parameter.grad = gradient  # an eager step in between has put its own there
+                parameter.grad = gradient  # an eager step in between has replaced it
         self.step.optimizer.step()
         return terms
 
@@ -100,10 +100,10 @@ class GraphedStep:
 
 
 class Graphed:
-    """``function(*inputs)``, captured once and replayed.
+    """Capture ``function(*inputs)`` once and replay it.
 
     What the function reads and writes besides its inputs (weights, gradients, statistics) must stay where it is in
-    memory. Run it once or twice before capturing it: what it compiles, tunes or allocates once must be done.
+    memory. Run it once or twice before: everything that it compiles, tunes or allocates only once must be done.
 
     Args:
         function: tensors -> named tensors. It must not wait for the device, nor draw random numbers.

@@ -29,7 +29,8 @@ class StandardStep:
         view_weights: weights of the losses of the views.
 
     Attributes:
-        x_adv: x' of each view of the latest batch; empty without an attack.
+        x_adv: x' of each view of the latest batch that ran eagerly (a replayed CUDA graph does not set it); empty
+            without an attack.
     """
 
     updates_per_batch = 1
@@ -95,7 +96,7 @@ class StandardStep:
             ]
 
     def gradients(self, views: Sequence[Tensor], y: Tensor, logits: list[Logits]) -> dict[str, Tensor]:
-        """Compute the gradients of the outer loss, summed over the views, and let the objective see the logits.
+        """Compute the gradients of the outer loss, summed over the views, and call the objective's ``after_step``.
 
         Args:
             logits: for each view, those of passes that need not be run; the others are added.

@@ -13,7 +13,7 @@ from utils.device import ieee_products, set_precision
 
 
 class AttackedModel(nn.Module):
-    """Images (B, C, H, W) in [0, 1] -> logits (B, K), float32, differentiable in the images alone.
+    """Images (B, C, H, W) in [0, 1] -> logits (B, K), float32, differentiable only in the images.
 
     Outside ``during_attack`` it is the network as loaded, in IEEE float32: it makes the clean predictions and the final
     check of what an attack found. Inside it answers an attack, with everything that makes it fast.

@@ -152,7 +152,7 @@ class Suite:
         elif name == "fab":
             attacker.targeted = attack == "fab-t"
             if "fab-t" in (attack, *takewhile(lambda name: name != attack, self.attacks)):
-                attacker.n_restarts = 1  # one object serves both, and fab-t leaves it so
+                attacker.n_restarts = 1  # one object serves both, and fab-t sets it to 1
         return attacker
 
     def _check(self, front_end: Any, x: Tensor, y: Tensor) -> None:
