@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+STARTS = ("gaussian", "uniform", "clean")
 GAUSSIAN_START = 0.001  # standard deviation of the published start x + 0.001 N(0, 1)
 
 
@@ -29,6 +30,10 @@ class AttackSpec:
     num_steps: int
     norm: str = "linf"
     start: str = "gaussian"
+
+    def __post_init__(self) -> None:
+        if self.start not in STARTS:
+            raise ValueError(f"start {self.start!r}: choose {', '.join(STARTS)}")
 
 
 def starting_point(x: Tensor, spec: AttackSpec, generator: torch.Generator | None = None) -> Tensor:

@@ -1,7 +1,6 @@
 """The state of a training run: its progress, and what is saved of it."""
 
 import math
-import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from engine.steps import Step
 from losses.base import Objective
 from models.weights import load_strictly, plain_state
 from utils.errors import UserError
-from utils.files import save_atomically
+from utils.files import save_atomically, write_atomically
 
 
 @dataclass
@@ -65,6 +64,7 @@ class Checkpoints:
         latest: the last file that this run was saved to, or resumed from; None if there is none.
         replaced: files of an earlier run with this mark that are removed when this one is saved first.
         threads: CPU threads of the process that saved the state that was resumed from; None if not known.
+        best_file: best.pt beside the file that was resumed from.
         found: identity of the last.pt that was there at the start; None if there was none.
     """
 
@@ -81,20 +81,24 @@ class Checkpoints:
     replaced: list[Path] = field(default_factory=list)
     threads: int | None = None
     found: tuple[int, ...] | None = None
+    best_file: Path | None = None
     saved_at: float = field(default_factory=time.monotonic)
 
     @property
     def folder(self) -> Path:
         return Path(self.config.checkpoint_dir) / self.config.run_name
 
-    def check_unchanged(self) -> None:
-        """Call with the folder locked, before training.
+    def begin(self) -> None:
+        """Call with the folder locked, before training; the best epoch so far comes along from another folder.
 
         Raises:
             UserError: another training has written last.pt since this one has read it.
         """
         if identity(self.folder / "last.pt") != self.found:
             raise UserError(f"another training has just written {self.folder}/last.pt: run the command again")
+        if self.best_file is not None and self.best_file.exists() and not (self.folder / "best.pt").exists():
+            content = self.best_file.read_bytes()  # of the folder that this run was resumed from
+            write_atomically(self.folder / "best.pt", lambda file: file.write(content))
 
     def save_last(self) -> None:
         """Write last.pt, from which the run resumes exactly.
@@ -123,7 +127,7 @@ class Checkpoints:
             "threads": torch.get_num_threads(),
         }
         save_atomically(state, last)
-        self.latest, self.saved_at = last, time.monotonic()
+        self.latest, self.saved_at, self.found = last, time.monotonic(), identity(last)
 
     def save_epoch(self, epoch: int, metrics: dict[str, Any], split: str) -> None:
         """Save after an epoch, whose progress is counted already: best.pt if it is the best, and last.pt.
@@ -212,10 +216,8 @@ class Checkpoints:
             self._load(state, path, steps_per_epoch)
         except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
             raise damaged(path, error) from error
-        if elsewhere and (path.parent / "best.pt").exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path.parent / "best.pt", self.folder / "best.pt")
-        if not (self.folder / "best.pt").exists():
+        self.best_file = path.parent / "best.pt"
+        if not self.best_file.exists():
             self.progress.best = {}  # its file is missing: the next epoch is the best so far
         self.latest, self.threads = path, state.get("threads")
 

@@ -89,7 +89,7 @@ class Trainer:
             return
         ensure_writable(folder, "--checkpoint-dir")
         with lock_folder(folder, "training"):
-            self.checkpoints.check_unchanged()
+            self.checkpoints.begin()
             steps = len(self.data.loader)
             with Logger(config, self.progress) as log, StopSignal(self.checkpoints, steps, log.info) as stop:
                 settings = config.as_dict() | provenance(self.device)

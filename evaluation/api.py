@@ -76,6 +76,8 @@ def evaluate(
         raise ValueError(f"x must be (N, C, H, W) and y (N,), not {tuple(x.shape)} and {tuple(y.shape)}")
     if not (x.min() >= 0 and x.max() <= 1):
         raise ValueError("x must be in [0, 1]; put normalization into the model")
+    if plain and (precision != "fp32" or compile == "on"):
+        raise ValueError("plain runs the official front end in fp32, uncompiled: leave precision and compile out")
     device = torch.device(device or next((p.device for p in model.parameters()), x.device))
     x, y = x.detach().float(), y.detach().long()
     names = choose_attacks(version, ",".join(attacks))
