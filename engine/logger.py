@@ -165,7 +165,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def describe_run(config: TrainConfig, guided: bool, images: int) -> str:
     """Everything that is trained, in one line."""
     parameters = ", ".join(f"{name} {value:g}" for name, value in config.parameters.items())
-    decays = f" / 10 from epochs {', '.join(map(str, config.decay_epochs))}" if config.schedule == "multistep" else ""
+    decays = (
+        f", divided by 10 at epochs {', '.join(map(str, config.decay_epochs))}"
+        if config.schedule == "multistep"
+        else ""
+    )
+    step = f"{config.step_ratio:g} epsilon" if config.step_ratio else format_epsilon(config.step_size)
     held_out = f"{config.val_size} held-out" if config.val_size else "test"
     parts = [
         f"{config.method} ({parameters})" if parameters else config.method,
@@ -178,7 +183,7 @@ def describe_run(config: TrainConfig, guided: bool, images: int) -> str:
         f"lr {config.lr:g} {config.schedule}{decays}",
         f"momentum {config.momentum:g}",
         f"weight decay {config.weight_decay:g}",
-        f"{config.norm} epsilon {format_epsilon(config.epsilon)}, {config.num_steps} attack steps",
+        f"{config.norm} epsilon {format_epsilon(config.epsilon)}, {config.num_steps} attack steps of {step}",
         f"epsilon ramp {config.epsilon_ramp}" if config.epsilon_ramp != "none" else "",
         f"weight perturbation {config.awp_gamma:g} from epoch {config.awp_start_epoch}" if config.awp_gamma else "",
         f"weights averaged each {config.average_every}" if config.average_every != "none" else "",

@@ -57,7 +57,7 @@ class StopSignal:
         if self.reason:
             self.checkpoints.save_last()
             at = f"epoch {self.checkpoints.progress.epoch}, step {self.checkpoints.progress.step}/{self.steps}"
-            self.log(f"stopped by {self.reason} at {at}; rerun with --resume auto to continue")
+            self.log(f"stopped by {self.reason} at {at}; run the same command again to continue")
             raise Stopped(self.reason)
         if time.monotonic() - self.checkpoints.saved_at > SECONDS_BETWEEN_SAVES:
             self.checkpoints.save_last()

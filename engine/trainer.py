@@ -85,7 +85,8 @@ class Trainer:
         """
         config, folder = self.config, self.checkpoints.folder
         if self.progress.epoch > config.epochs:
-            print(f"already trained for {self.progress.epoch - 1} epochs: nothing to do ({self.checkpoints.latest})")
+            done = f"already trained for {self.progress.epoch - 1} epochs: nothing to do ({self.checkpoints.latest})"
+            print(f"{done}; --epochs N trains on, --resume none trains anew, for instance after a change of the code")
             return
         ensure_writable(folder, "--checkpoint-dir")
         with lock_folder(folder, "training"):

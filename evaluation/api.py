@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from evaluation.attack_loop import attack_images, prepare_model
 from evaluation.autoattack.suite import Suite, check_classes, choose_attacks, find_package
+from evaluation.config import VERSIONS
 from evaluation.results import PerImageResults
 from utils.device import ieee_products
+from utils.options import parse_epsilon, require
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def evaluate(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    epsilon: float,
+    epsilon: float | str,
     norm: str = "linf",
     version: str = "standard",
     attacks: Sequence[str] = (),
@@ -59,7 +61,7 @@ def evaluate(
     Args:
         model: images in [0, 1] -> logits (B, K).
         x: (N, C, H, W) float in [0, 1]; y: (N,) int64 labels.
-        epsilon: radius of the ball around each image, in the units of x.
+        epsilon: radius of the ball around each image, in the units of x; ``"8/255"`` is read as such.
         norm: ``linf`` or ``l2``.
         version: ``standard``, ``dev``, ``plus``, ``rand``, or ``custom`` for the names in ``attacks``.
         batch_size: images attacked at once; the random starts depend on it.
@@ -78,6 +80,9 @@ def evaluate(
         raise ValueError("x must be in [0, 1]; put normalization into the model")
     if plain and (precision != "fp32" or compile == "on"):
         raise ValueError("plain runs the official front end in fp32, uncompiled: leave precision and compile out")
+    require(version in VERSIONS, f"unknown version {version!r}: choose {', '.join(VERSIONS)}")
+    require((version == "custom") == bool(attacks), "attacks go with version='custom', and only with it")
+    epsilon = parse_epsilon(epsilon, norm=norm)
     device = torch.device(device or next((p.device for p in model.parameters()), x.device))
     x, y = x.detach().float(), y.detach().long()
     names = choose_attacks(version, ",".join(attacks))

@@ -131,12 +131,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 def result_line(result: dict[str, Any]) -> str:
     """Return ``clean NN.NN%  robust NN.NN%  (AutoAttack, epsilon E, N images, robust ±H)``.
 
-    H is half of the 95% interval's width; from 10,000 images on, where it is less than one point, it is left out.
+    H is the distance of the robust accuracy from the farther end of its 95% interval; from 10,000 images on, where it
+    is less than one point, it is left out.
     """
     images = f"{result['n']} images"
     if result["n"] < LEADERBOARD_IMAGES:
         low, high = accuracy_interval(result["robust_accuracy"], result["n"])
-        images += f", robust ±{(high - low) / 2:.1f}"
+        images += f", robust ±{max(high - result['robust_accuracy'], result['robust_accuracy'] - low):.1f}"
     return (
         f"clean {result['clean_accuracy']:.2f}%  robust {result['robust_accuracy']:.2f}%  "
         f"({suite_name(result)}, epsilon {result['epsilon_text']}, {images})"

@@ -34,7 +34,7 @@ def plot_triples(
     """
     difference = x_adv - x
     magnified = 0.5 / max(float(abs(difference).max()), 1e-12)
-    columns = ("clean", "adversarial", f"difference × {magnified:.3g}")
+    columns = ("clean", "adversarial", f"difference × {magnified:.3g} (gray: 0)")
     figure = Figure(figsize=(5.2, 1.87 * len(x) + 0.3), layout="constrained")
     grid = figure.subplots(len(x), 3, squeeze=False)
     for i, row in enumerate(grid):

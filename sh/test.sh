@@ -2,4 +2,4 @@
 # Set up, and run the tests; further arguments go to pytest.
 
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements-dev.txt
-exec "$PYTHON" -m pytest tests/ "$@"
+exec "$PYTHON" -m pytest "$@"

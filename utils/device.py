@@ -53,5 +53,6 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         hardware = torch.cuda.get_device_name(device)
     else:
-        hardware = f"CPU with {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        hardware = f"CPU with {threads} thread{'s' * (threads != 1)}"
     return f"{hardware}, torch {torch.__version__}"

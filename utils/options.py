@@ -63,7 +63,10 @@ class CommonConfig:
     data_dir: str = option("data", "folder of the data files: NAME.npz, or torchvision's download", "data")
     norm: str = option("linf", "norm of the epsilon-ball", "attack", choices=NORMS)
     epsilon: float = option(
-        0.031, "radius of the ball: in l-inf in [0, 1], 8/255 is read as such; in l2 any", "attack", parse=str
+        0.031,
+        "radius of the ball: in l-inf in [0, 1], such as 0.031 or 8/255 (8 is read as 8/255); in l2 any",
+        "attack",
+        parse=str,
     )
     device: str = option("auto", "auto, cpu, cuda or cuda:N; auto takes a GPU where there is one")
     seed: int = option(1, "seed of all random numbers: the same seed gives the same result")

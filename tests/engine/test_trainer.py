@@ -189,7 +189,7 @@ def test_stopped_by_a_signal(tmp_path, monkeypatch, one_go, number, status, step
     state = checkpoint(tmp_path)
     assert (state["epoch"], state["steps_done"]) == ((step - 1) // 3 + 1, (step - 1) % 3 + 1)
     assert (
-        f"stopped by {status} at epoch {state['epoch']}, step {state['steps_done']}/3; rerun with --resume auto"
+        f"stopped by {status} at epoch {state['epoch']}, step {state['steps_done']}/3; run the same command again"
         in log_of(tmp_path)
     )
     run(tiny(tmp_path))
@@ -352,7 +352,7 @@ def test_ctrl_c_is_exit_status_130(tmp_path, monkeypatch, capfd):
     at_step(monkeypatch, 2, send(signal.SIGINT))
     status, out, err = program(capfd, *command_line(tiny(tmp_path)))
     assert (status, err) == (130, "")
-    assert "stopped by SIGINT at epoch 1, step 2/3; rerun with --resume auto to continue" in out
+    assert "stopped by SIGINT at epoch 1, step 2/3; run the same command again to continue" in out
 
 
 def test_second_ctrl_c_does_not_wait(tmp_path, monkeypatch, capfd):

@@ -65,7 +65,7 @@ def test_standard_evaluation_of_a_training_run(program, checkpoint, tmp_path):
     assert (folder / "adversarial.png").read_bytes().startswith(b"\x89PNG")
     clean, robust = report["clean_accuracy"], report["robust_accuracy"]
     low, high = report["robust_accuracy_95"]
-    interval = f"robust ±{(high - low) / 2:.1f}"
+    interval = f"robust ±{max(high - report['robust_accuracy'], report['robust_accuracy'] - low):.1f}"
     figures = f"clean {clean:.2f}%  robust {robust:.2f}%"
     assert out.splitlines()[-1] == f"{figures}  (AutoAttack, epsilon 0.1, 20 images, {interval})"
     assert re.search(rf"^\| apgd-ce +\| +{report['accuracy_after']['apgd-ce']:.2f}% \|", out, re.MULTILINE)

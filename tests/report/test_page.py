@@ -163,7 +163,7 @@ def test_only_the_standard_suite_is_not_called_an_upper_bound(
 def test_result_line():
     result = {"version": "standard", "attacks": STANDARD, "epsilon_text": "8/255"}
     small = {**result, "clean_accuracy": 98.0, "robust_accuracy": 78.0, "n": 100}
-    assert result_line(small) == ("clean 98.00%  robust 78.00%  (AutoAttack, epsilon 8/255, 100 images, robust ±8.0)")
+    assert result_line(small) == ("clean 98.00%  robust 78.00%  (AutoAttack, epsilon 8/255, 100 images, robust ±9.1)")
     large = {**result, "clean_accuracy": 60.64, "robust_accuracy": 29.33, "n": 10_000}
     assert result_line(large) == "clean 60.64%  robust 29.33%  (AutoAttack, epsilon 8/255, 10000 images)"
 
