@@ -83,7 +83,10 @@ def test_another_file_of_the_same_name_is_unpacked_anew(tmp_path):
         ({"image": np.zeros((EXTRA, 8, 8), np.uint8)}, "image is uint8 (40, 8, 8)"),
         ({"label": np.zeros(EXTRA)}, "label float64 (40,)"),
         ({"label": np.zeros((EXTRA, 1), int)}, "label int64 (40, 1)"),
-        ({"label": np.array([None] * EXTRA)}, "is not a readable npz file (label.npy holds no plain array)"),
+        (
+            {"label": np.array([None] * EXTRA)},
+            "is not a readable npz file (label.npy holds Python objects: save a plain array",
+        ),
     ],
 )
 def test_unfit_content(tmp_path, changes, sentence):
