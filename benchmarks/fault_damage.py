@@ -60,7 +60,7 @@ def odd_values(rng: random.Random, old: Any) -> Any:
     if isinstance(old, np.ndarray):
         return rng.choice(_odd_arrays(old))
     odd = [
-        None, "text", "", -1, 0, 10**30, 2**63, 1.5, float("nan"), float("inf"), True, [], {}, [1, 2], {"a": 1}, "\ud800",
+        None, "text", "", -1, 0, 10**30, 2**63, 1.5, float("nan"), float("inf"), True, [], {}, [1], {"a": 1}, "\ud800",
     ]  # fmt: skip
     if isinstance(old, torch.Tensor):
         odd += 2 * _odd_tensors(old)
@@ -75,8 +75,9 @@ def _odd_tensors(old: torch.Tensor) -> list[torch.Tensor]:
     flat, nan = old.flatten(), torch.full_like(old.float(), float("nan"))
     expanded = torch.zeros(1).expand(max(old.numel(), 1)).reshape(old.shape)
     return [
-        torch.zeros(0), torch.zeros(()), flat[:-1].clone(), flat.clone(), old.double(), old.to(torch.complex64), old.int(),
-        old.bool(), old.half(), old[None].clone(), old.float() * 1e30, nan, expanded, torch.zeros(1).expand(10**6),
+        torch.zeros(0), torch.zeros(()), flat[:-1].clone(), flat.clone(), old.double(), old.to(torch.complex64),
+        old.int(), old.bool(), old.half(),
+        old[None].clone(), old.float() * 1e30, nan, expanded, torch.zeros(1).expand(10**6),
         torch.empty(10**9, 0), torch.empty(3, device="meta"), torch.zeros(2, 2).to_sparse(),
     ]  # fmt: skip
 

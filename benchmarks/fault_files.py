@@ -1,6 +1,5 @@
 """The files that the programs read, and how each is read. Used by ``benchmarks.faults``."""
 
-import functools
 import hashlib
 import os
 from collections.abc import Callable
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import datasets.digits
 from datasets import load_dataset
 from datasets.extra import load_extra
 from engine.config import TrainConfig
@@ -69,7 +67,6 @@ def evaluation(folder: Path) -> Evaluation:
 def prepare(folder: Path) -> None:
     """Write one good file of every kind."""
     os.environ["MPLBACKEND"] = "Agg"
-    datasets.digits.load = functools.cache(datasets.digits.load)  # every case would parse them again
     Trainer(train_config(folder)).fit()
     digits = load_dataset("digits")
     arrays = {"x_train": digits.x_train[:40], "y_train": digits.y_train[:40], "x_test": digits.x_test[:20]}

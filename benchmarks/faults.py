@@ -23,12 +23,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import datasets.digits
 from benchmarks.fault_damage import cases
 from benchmarks.fault_files import KINDS, Kind, digest, prepare, train_config
 from benchmarks.fault_lines import CONFIGS, random_line, run_line, train_and_save_often
@@ -266,6 +267,7 @@ def main() -> None:
     args = parser.parse_args()
     part, counts, begin = args.scale, Counts(), time.monotonic()
     torch.set_num_threads(1)
+    datasets.digits.load = cache(datasets.digits.load)  # every case would parse them again
     with tempfile.TemporaryDirectory() as folder:
         template = Path(folder) / "template"
         template.mkdir()
