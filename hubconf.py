@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from models import create_model
-from models.weights import load_file, load_strictly, student_state
+from models.weights import create_from_state, load_file, student_state
 
 dependencies = ["torch"]
 
@@ -26,8 +26,7 @@ def lbgat2_wrn10_1_digits(pretrained: bool = True) -> nn.Module:
 
 
 def _network(name: str, num_classes: int, file: str, pretrained: bool) -> nn.Module:
-    model = create_model(name, num_classes)
-    if pretrained:
-        path = Path(__file__).resolve().parent / "checkpoints" / file
-        load_strictly(model, student_state(load_file(path), path), path)
-    return model.eval()
+    if not pretrained:
+        return create_model(name, num_classes).eval()
+    path = Path(__file__).resolve().parent / "checkpoints" / file
+    return create_from_state(name, num_classes, student_state(load_file(path), path), path).eval()

@@ -8,6 +8,8 @@ import numpy as np
 
 from utils.errors import UserError
 
+MOST_CLASSES = 100_000
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -31,6 +33,11 @@ class Dataset:
     flip: bool = True
 
     def __post_init__(self) -> None:
+        for name in self.class_names:
+            try:
+                name.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(f"data set {self.name!r}: the class name {name!r} is no text: rename it") from error
         for split in ("train", "test"):
             x, y = getattr(self, f"x_{split}"), getattr(self, f"y_{split}")
             where = f"data set {self.name!r}, {split} split"
@@ -41,8 +48,9 @@ class Dataset:
             if len(x) != len(y) or len(x) == 0:
                 raise UserError(f"{where}: {len(x)} images but {len(y)} labels")
             if y.min() < 0 or y.max() >= self.num_classes:
+                hint = ": subtract 1, labels start at 0" if (y.min(), y.max()) == (1, self.num_classes) else ""
                 raise UserError(
-                    f"{where}: labels run from {y.min()} to {y.max()}, outside the {self.num_classes} classes"
+                    f"{where}: labels run from {y.min()} to {y.max()}, outside the {self.num_classes} classes{hint}"
                 )
         if self.x_train.shape[1:] != self.x_test.shape[1:]:
             raise UserError(f"data set {self.name!r}: train and test images differ in size")

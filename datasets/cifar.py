@@ -4,16 +4,18 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets import Dataset
+from datasets import MOST_CLASSES, Dataset
 from datasets.npz import check_members
 from utils.errors import UserError
 
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
-KEYS = ("x_train", "y_train", "x_test", "y_test", "class_names")
+KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
 def load_npz(name: str, path: Path) -> Dataset:
-    """Read ``NAME.npz``: keys x_train, y_train, x_test, y_test, class_names; images NHWC uint8.
+    """Read ``NAME.npz``: keys x_train, y_train, x_test, y_test, and optionally class_names; images NHWC uint8.
+
+    Without class_names the classes are named after their labels, 0 to the largest one.
 
     Raises:
         UserError: unreadable, a key is missing, or the content does not fit the name.
@@ -25,8 +27,9 @@ def load_npz(name: str, path: Path) -> Dataset:
             missing = [key for key in KEYS if key not in file.files]
             if missing:
                 raise UserError(f"{path} lacks the keys {', '.join(missing)}: it must hold {', '.join(KEYS)}")
-            check_members(file.zip, KEYS)
-            arrays = {key: file[key] for key in KEYS}
+            keys = (*KEYS, "class_names") if "class_names" in file.files else KEYS
+            check_members(file.zip, keys)
+            arrays = {key: file[key] for key in keys}
         # numpy hands back the bytes of a member that it cannot read.
         if not all(isinstance(array, np.ndarray) for array in arrays.values()):
             raise ValueError("a key holds no array")
@@ -34,13 +37,28 @@ def load_npz(name: str, path: Path) -> Dataset:
         raise
     except Exception as error:  # a damaged file makes zipfile, zlib, tokenize and numpy raise nearly anything
         raise UserError(f"{path} is not a readable npz file ({error}): write or copy it again") from error
-    names = arrays.pop("class_names")
+    names = arrays.pop("class_names", None)
+    if names is None:
+        names = _names_of_labels(path, np.concatenate([arrays["y_train"].ravel(), arrays["y_test"].ravel()]))
     if names.ndim != 1:
         raise UserError(f"{path}: class_names has the shape {names.shape}, it must be a list of names")
     class_names = tuple(map(str, names))
     if name in NUM_CLASSES and len(class_names) != NUM_CLASSES[name]:
         raise UserError(f"{path} names {len(class_names)} classes, {name} has {NUM_CLASSES[name]}")
     return Dataset(name=name, class_names=class_names, **arrays)
+
+
+def _names_of_labels(path: Path, labels: np.ndarray) -> np.ndarray:
+    """Raises: UserError: the labels are no integers that start at 0."""
+    if not np.issubdtype(labels.dtype, np.integer) or len(labels) == 0:
+        raise UserError(f"{path}: labels are {labels.dtype}, they must be integers, at least one")
+    low, high = int(labels.min()), int(labels.max())
+    if low != 0 or high >= MOST_CLASSES:
+        raise UserError(
+            f"{path}: labels run from {low} to {high} and there are no class_names: labels start at 0, "
+            f"and there are at most {MOST_CLASSES} classes"
+        )
+    return np.arange(high + 1).astype(str)
 
 
 def download(name: str, data_dir: Path) -> Dataset:
@@ -58,7 +76,7 @@ def download(name: str, data_dir: Path) -> Dataset:
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"{name} is not in {data_dir} and could not be downloaded ({error}): put {name}.npz "
-            f"(keys {', '.join(KEYS)}) into {data_dir}, or try --dataset digits, which needs no download"
+            f"(keys {', '.join(KEYS)}, class_names) into {data_dir}, or try --dataset digits, which needs no download"
         ) from error
     return Dataset(
         name=name,

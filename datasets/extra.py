@@ -1,18 +1,21 @@
 """Extra training images, such as generated ones: the npz form in which the field shares them, larger than memory."""
 
-import os
 import struct
 import zipfile
+import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from datasets.npz import check_members, read_header
 from utils.errors import UserError
+from utils.files import write_atomically
 
 LOCAL_HEADER = struct.Struct("<26x2H")  # of a zip member: ends with the lengths of its name and of its extra field
-BLOCK = 1 << 24  # labels checked at a time
+BLOCK = 1 << 24  # labels or bytes checked at a time
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class ExtraData:
     Attributes:
         images: (M, H, W, 3) uint8; labels: (M,) integers; both memory-mapped: only what a batch needs is read.
         fraction: of every batch, in (0, 1).
-        fingerprint: the checksums that the npz file holds of them.
+        fingerprint: the checksums that the npz file holds of them, which their content was compared with.
     """
 
     images: np.ndarray
@@ -40,6 +43,9 @@ def load_extra(path: str | Path, fraction: float, image_shape: tuple[int, ...], 
 
     A member that np.savez wrote is memory-mapped where it lies. One that np.savez_compressed wrote is unpacked first,
     once, into a .npy file beside the npz file.
+
+    The content is compared with the checksums of the npz file once; ``FILE.checked`` beside it holds what was compared,
+    and the size and times of the file then.
 
     Args:
         fraction: of every batch, in (0, 1).
@@ -93,11 +99,14 @@ def _open(path: Path, file: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarra
     """One member as a read-only memory map."""
     if info.compress_type != zipfile.ZIP_STORED:
         return np.load(_unpack(path, file, info), mmap_mode="r", allow_pickle=False)
+    file.open(info).close()  # compares the two headers of the member
     with open(path, "rb") as raw:
         raw.seek(info.header_offset)
         begin = info.header_offset + LOCAL_HEADER.size + sum(LOCAL_HEADER.unpack(raw.read(LOCAL_HEADER.size)))
         raw.seek(begin)
         shape, fortran, dtype, header = read_header(raw, info)
+    if not has_checksum(path, info.CRC, begin, info.file_size):
+        raise ValueError(f"the checksum of {info.filename} is wrong")
     if 0 in shape:
         return np.empty(shape, dtype)  # nothing to map
     return np.memmap(path, dtype, "r", begin + header, shape, order="F" if fortran else "C")
@@ -106,19 +115,51 @@ def _open(path: Path, file: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarra
 def _unpack(path: Path, file: zipfile.ZipFile, info: zipfile.ZipInfo) -> Path:
     """The .npy file of a compressed member, written if it is not there yet; its name holds the member's checksum."""
     target = path.with_name(f"{path.stem}-{Path(info.filename).stem}-{info.CRC:08x}.npy")
-    if target.exists() and target.stat().st_size == info.file_size:
+    if target.is_file() and has_checksum(target, info.CRC, 0, info.file_size):
         return target
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    try:
-        with file.open(info) as packed, open(temporary, "wb") as unpacked:
-            while block := packed.read(1 << 24):
+
+    def unpack(unpacked: BinaryIO) -> None:
+        with file.open(info) as packed:
+            while block := packed.read(BLOCK):
                 unpacked.write(block)
-        os.replace(temporary, target)
-    except OSError as error:
+
+    try:
+        write_atomically(target, unpack)
+    except UserError as error:
+        reason = getattr(error.__cause__, "strerror", None) or error.__cause__
         raise UserError(
-            f"--extra-data {path} is compressed and cannot be unpacked beside itself ({error.strerror or error}): make "
+            f"--extra-data {path} is compressed and cannot be unpacked beside itself ({reason}): make "
             "room there, or write it with np.savez, which needs no unpacking"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return target
+
+
+def has_checksum(path: Path, crc: int, begin: int, size: int) -> bool:
+    """Whether these bytes of a file have this CRC-32.
+
+    They are read once: ``FILE.checked`` notes it together with the file's size and times, which change when it is
+    written to. Where the folder cannot be written, they are read each time.
+    """
+    stat = path.stat()
+    version = f"size {stat.st_size} modified {stat.st_mtime_ns} changed {stat.st_ctime_ns}"
+    line = f"{version} crc32 {crc:08x} of {size} bytes at {begin}"
+    notes = path.with_name(f"{path.name}.checked")
+    known = notes.read_text(errors="replace").splitlines() if notes.is_file() else []
+    if line in known:
+        return True
+    if _crc32(path, begin, size) != crc:
+        return False
+    known = [other for other in known if other.startswith(f"{version} ")]
+    with suppress(UserError):
+        write_atomically(notes, lambda file: file.write("".join(f"{each}\n" for each in [*known, line]).encode()))
+    return True
+
+
+def _crc32(path: Path, begin: int, size: int) -> int | None:
+    """CRC-32 of the bytes; None if there are fewer."""
+    crc = 0
+    with open(path, "rb") as file:
+        file.seek(begin)
+        while size > 0 and (block := file.read(min(BLOCK, size))):
+            crc, size = zlib.crc32(block, crc), size - len(block)
+    return None if size else crc

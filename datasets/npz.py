@@ -22,7 +22,11 @@ def read_header(raw: BinaryIO, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], 
     begin = raw.tell()
     shape, fortran, dtype = READ_HEADER[np.lib.format.read_magic(raw)](raw)
     header = raw.tell() - begin
-    if dtype.hasobject or header + dtype.itemsize * math.prod(shape) != info.file_size:
+    if dtype.hasobject:
+        raise ValueError(
+            f"{info.filename} holds Python objects: save a plain array, of text numpy.array(names, dtype=str)"
+        )
+    if header + dtype.itemsize * math.prod(shape) != info.file_size:
         raise ValueError(f"{info.filename} holds no plain array")
     if info.file_size > LARGE and info.file_size > LARGEST_RATIO * info.compress_size:
         raise ValueError(f"{info.filename} unpacks to {info.file_size >> 20} MiB of nearly nothing")
@@ -30,7 +34,9 @@ def read_header(raw: BinaryIO, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], 
 
 
 def check_members(file: zipfile.ZipFile, names: tuple[str, ...]) -> None:
-    """Raises: ValueError: a member of these names holds no plain array."""
+    """Raises: ValueError: a member of these names holds no plain array, or the file's two lists of members differ."""
+    for info in file.infolist():
+        file.open(info).close()
     for name in names:
         info = file.getinfo(f"{name}.npy")
         with file.open(info) as raw:

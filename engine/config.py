@@ -12,6 +12,7 @@ from losses import METHODS, find_method
 from utils.errors import UserError
 from utils.options import (
     COMPILE,
+    LARGEST_INTEGER,
     PRECISIONS,
     CommonConfig,
     Parser,
@@ -176,7 +177,7 @@ class TrainConfig(CommonConfig):
             check_range(f, getattr(self, f.name))
         decays = [int(d * self.epochs) + 1 if isinstance(d, Fraction) else d for d in self.decay_epochs]
         require(
-            all(decay >= 1 for decay in decays) and len(decays) <= MOST_DECAYS,
+            all(1 <= decay <= LARGEST_INTEGER for decay in decays) and len(decays) <= MOST_DECAYS,
             f"--decay-epochs {','.join(map(str, self.decay_epochs))[:40]}: at most {MOST_DECAYS} epochs, from 1 on",
         )
         set_("decay_epochs", tuple(decays))

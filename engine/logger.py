@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ import torch
 
 from engine.config import TrainConfig
 from engine.train_state import Checkpoints, Progress
-from utils.errors import ensure_writable
-from utils.files import write_atomically
+from utils.errors import UserError, ensure_writable, flush_output
+from utils.files import add_checksum, remove_checksum, write_atomically
 from utils.options import format_epsilon
 
 CHOSEN_ON_TEST = (
@@ -40,19 +41,23 @@ class Logger:
         self.metrics: list[dict[str, Any]] = []
         self._next_plot = 0.0
         ensure_writable(self.folder, "--log-dir")
-        path = self.folder / "metrics.jsonl"
-        if progress.started and path.exists():
+        path, gaps = self.folder / "metrics.jsonl", []
+        if progress.started and path.is_file():
             self.metrics = [entry for entry in read_metrics(path) if entry["epoch"] < progress.epoch]
-        text = "".join(json.dumps(entry) + "\n" for entry in self.metrics)
+            gaps = sorted(set(range(1, progress.epoch)) - {entry["epoch"] for entry in self.metrics})
+        text = "".join(json.dumps(add_checksum(entry)) + "\n" for entry in self.metrics)
         write_atomically(path, lambda file: file.write(text.encode()))
-        file = logging.FileHandler(self.folder / "train.log", mode="a" if progress.started else "w", encoding="utf-8")
+        file = _LogFile(self.folder / "train.log", mode="a" if progress.started else "w", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         self._logger = logging.getLogger(f"lbgat.{self.folder}")
         self._logger.setLevel(logging.INFO)
         self._logger.propagate = False
         self._close_handlers()
         self._logger.addHandler(file)
-        self._logger.addHandler(logging.StreamHandler(sys.stdout))
+        self._logger.addHandler(_Output(sys.stdout))
+        if gaps:
+            lines = ", ".join(map(str, gaps[:8])) + " ..." * (len(gaps) > 8)
+            self.info(f"warning: {path} was damaged: the entries of these epochs are missing from now on: {lines}")
 
     def __enter__(self) -> "Logger":
         return self
@@ -64,7 +69,8 @@ class Logger:
         for handler in list(self._logger.handlers):
             self._logger.removeHandler(handler)
             if isinstance(handler, logging.FileHandler):
-                handler.close()
+                with suppress(OSError):  # a full disk, which its last line has reported
+                    handler.close()
 
     def info(self, message: str) -> None:
         self._logger.info(message)
@@ -101,8 +107,12 @@ class Logger:
     def epoch(self, metrics: dict[str, Any], seconds_left: float) -> None:
         """Append one epoch to metrics.jsonl and the log, and draw the curves now and then."""
         self.metrics.append(metrics)
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(metrics) + "\n")
+        path = self.folder / "metrics.jsonl"
+        try:
+            with open(path, "a") as file:
+                file.write(json.dumps(add_checksum(metrics)) + "\n")
+        except OSError as error:
+            raise UserError(f"could not write {path} ({error}): free space or choose another folder") from error
         self.info(epoch_line(metrics, self.config.epochs, seconds_left))
 
     def plot(self, final: bool = False) -> None:
@@ -148,18 +158,44 @@ class Pace:
         return (self.epochs - epoch) * (self.steps * step + other)
 
 
+class _LogFile(logging.FileHandler):
+    """train.log; a full disk is an error, in one sentence."""
+
+    def __init__(self, path: Path, **options: Any):
+        try:
+            if path.exists() and not path.is_file():
+                raise OSError("it is there and is no regular file")
+            super().__init__(path, **options)
+        except OSError as error:
+            raise self._failed(path, error) from error
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        raise self._failed(self.baseFilename, error) from error
+
+    @staticmethod
+    def _failed(path: str | Path, error: BaseException | None) -> UserError:
+        return UserError(f"could not write {path} ({error}): free space or choose another folder")
+
+
+class _Output(logging.StreamHandler):
+    """Standard output; once it cannot be written, as after ``| head -1``, training continues without it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        flush_output()
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The entries of metrics.jsonl, up to the first one that is torn or damaged."""
-    entries = []
+    """The entries of metrics.jsonl but for torn and damaged ones, each epoch once, in order."""
+    entries = {}
     for line in path.read_bytes().splitlines():
         try:
             entry = json.loads(line)
+            if isinstance(entry, dict) and type(entry.get("epoch")) is int:
+                entries[entry["epoch"]] = remove_checksum(entry)
         except (ValueError, RecursionError):
-            break
-        if not isinstance(entry, dict) or type(entry.get("epoch")) is not int:
-            break
-        entries.append(entry)
-    return entries
+            continue
+    return [entries[epoch] for epoch in sorted(entries)]
 
 
 def describe_run(config: TrainConfig, guided: bool, images: int) -> str:

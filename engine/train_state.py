@@ -1,6 +1,7 @@
 """The state of a training run: its progress, and what is saved of it."""
 
 import math
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -206,8 +207,8 @@ class Checkpoints:
         if choice == "none" or (choice == "auto" and not last.exists() and not last.is_symlink()):
             return
         path = last if choice == "auto" else Path(choice)
-        elsewhere = path.resolve() != last.resolve()
         state = load_training_state(path, self.config, self.data, device)
+        elsewhere = os.path.realpath(path) != os.path.realpath(last)  # also of links that lead nowhere
         if elsewhere and last.exists():
             raise UserError(
                 f"--resume {path} would replace the run in {self.folder}: pass another --mark, or remove that folder"

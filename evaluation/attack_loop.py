@@ -126,7 +126,9 @@ def _progress_bar(results: PerImageResults, group: ProcessGroup) -> tqdm:
     initial = int(finished_attacks.sum())
     total = initial + -(-(finished_attacks.size * num_attacks - initial) // group.size)
     unit = "img·attack"
-    return tqdm(total=total, initial=initial, disable=not group.is_main, unit=unit, desc="AutoAttack")
+    return tqdm(
+        total=total, initial=initial, disable=not group.is_main or sys.stderr is None, unit=unit, desc="AutoAttack"
+    )
 
 
 def _accuracies_so_far(results: PerImageResults, index: int, epsilon: float) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from evaluation.autoattack.suite import SUITE_NORMS
 from evaluation.config import EvalConfig
+from evaluation.published import require_wide_resnet
 from evaluation.target import LoadedModel
 from models.weights import plain_state
 from report.page import attacks_table, origin_table, suite_name
@@ -24,19 +25,24 @@ def check_destinations(config: EvalConfig, model: str, dataset: str) -> None:
     """Check before the hours of attack that ``--export`` and ``--save-adv`` will work.
 
     Raises:
-        UserError: another format than robustbench, a network or data set that it has no place for, a folder in place of
-            a file, or a folder that cannot be written.
+        UserError: an unknown format, a network or data set that it has no place for, something other than a file in
+            the place of one, or a folder that cannot be written.
     """
     if config.export:
         format_name, folder = config.export
-        if format_name != "robustbench":
-            raise UserError(f"--export {format_name}: the one format is robustbench: pass --export robustbench DIR")
-        robustbench_class(model, num_classes=10)
-        _require_path_part(dataset, "data set")
-        ensure_writable(Path(folder), "--export robustbench")
+        if format_name == "robustbench":
+            robustbench_class(model, num_classes=10)
+            _require_path_part(dataset, "data set")
+        elif format_name == "published":
+            require_wide_resnet(model)
+        else:
+            raise UserError(f"--export {format_name}: pass --export robustbench DIR or --export published DIR")
+        ensure_writable(Path(folder), f"--export {format_name}")
     if config.save_adv:
         if Path(config.save_adv).is_dir():
             raise UserError(f"--save-adv {config.save_adv} is a folder: name a file, e.g. {config.save_adv}/adv.npz")
+        if Path(config.save_adv).exists() and not Path(config.save_adv).is_file():
+            raise UserError(f"--save-adv {config.save_adv} is no regular file: name another")
         ensure_writable(Path(config.save_adv).parent, "--save-adv")
 
 

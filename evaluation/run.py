@@ -22,6 +22,7 @@ from evaluation.autoattack.log import of_each_kind, suite_log
 from evaluation.autoattack.suite import LOGGER, Suite, check_classes, choose_attacks, find_package
 from evaluation.config import EvalConfig
 from evaluation.gradient_masking import cross_checks
+from evaluation.published import export_published
 from evaluation.results import NUM_EXAMPLES, PerImageResults
 from evaluation.resume import clear, gather_results, resume, state_path
 from evaluation.robustbench import check_destinations, export_robustbench
@@ -158,8 +159,8 @@ class Evaluation:
         }
         failures: list[str] = []
         write = partial(summary.write_report, self.folder, result, results, data.y_test)
-        print(result_table(result))
         self.attempt(failures, "autoattack.json", write)
+        self.attempt(failures, "standard output", lambda: result_table(result))
         if config.cross_checks:
             self.attempt(failures, "--cross-checks", lambda: self.cross_check(result))
             self.attempt(failures, "autoattack.json", write)
@@ -168,8 +169,9 @@ class Evaluation:
         if config.save_adv:
             self.attempt(failures, "--save-adv", self.save_adversarial)
         if config.export:
-            export = partial(export_robustbench, Path(config.export[1]), self.folder.name, self.target, result)
-            self.attempt(failures, "--export", export)
+            export = {"robustbench": export_robustbench, "published": export_published}[config.export[0]]
+            folder = Path(config.export[1])
+            self.attempt(failures, "--export", lambda: export(folder, self.folder.name, self.target, result))
         LOGGER.info(result_line(result))
         print(result_line(result))
         if failures:

@@ -16,7 +16,8 @@ import torch
 from datasets import Dataset
 from evaluation.autoattack.suite import Suite
 from evaluation.results import PerImageResults
-from utils.files import write_atomically
+from utils.errors import UserError
+from utils.files import add_checksum, write_atomically
 from utils.options import format_epsilon
 from utils.statistics import accuracy_interval
 
@@ -76,6 +77,8 @@ def keep_earlier(folder: Path, fingerprint: dict[str, Any]) -> Path | None:
         The sub-folder, or None if there was nothing to keep.
     """
     report = folder / FILES[0]
+    if report.exists() and not report.is_file():
+        raise UserError(f"{report} is no regular file: remove it, or use another --mark")
     try:
         earlier = {"plain": False, **json.loads(report.read_bytes())}  # earlier versions did not write it
         if all(earlier.get(key) == value for key, value in fingerprint.items()):
@@ -105,7 +108,7 @@ def write_report(folder: Path, report: dict[str, Any], results: PerImageResults,
         "broken_by": results.broken_by[0],
     }
     write_atomically(folder / "autoattack.npz", lambda file: np.savez_compressed(file, **arrays))
-    text = json.dumps(report, indent=2) + "\n"
+    text = json.dumps(add_checksum(report), indent=2) + "\n"
     write_atomically(folder / "autoattack.json", lambda file: file.write(text.encode()))
 
 

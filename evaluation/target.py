@@ -11,8 +11,8 @@ from torch import nn
 
 from datasets import Dataset, load_dataset
 from evaluation.config import EvalConfig
-from models import RESNETS, create_model
-from models.weights import infer_architecture, load_file, load_strictly, read_file, student_state
+from models import RESNETS
+from models.weights import create_from_state, infer_architecture, load_file, read_file, student_state
 from utils.errors import UserError
 from utils.options import format_epsilon
 
@@ -55,8 +55,7 @@ def load_network(config: EvalConfig) -> LoadedModel:
     name = run.get("student") or inferred if config.student == "auto" else config.student
     if name is None:
         raise UserError(f"{path} does not tell its network: pass --student, e.g. {', '.join(RESNETS)} or wrn-34-10")
-    model = create_model(name, num_classes or 10)  # without a known head the strict loading below says what is wrong
-    load_strictly(model, state, path)
+    model = create_from_state(name, num_classes or 10, state, path)  # without a known head it says what is missing
     return LoadedModel(model, name, num_classes, run.get("dataset"), run, hashlib.sha256(data).hexdigest())
 
 

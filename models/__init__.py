@@ -1,5 +1,6 @@
 """Networks by name. Every one maps images in [0, 1], NCHW, to logits (B, C); no mean/std normalisation anywhere."""
 
+import os
 import re
 
 import torch
@@ -26,8 +27,24 @@ def create_model(name: str, num_classes: int) -> nn.Module:
         num_classes: number of logits C, 2 to 100,000.
 
     Raises:
-        UserError: the name is none of these, or a size is out of range.
+        UserError: the name is none of these, a size is out of range, or the weights are larger than the memory.
     """
+    with torch.device("meta"):  # takes no memory
+        size = sum(tensor.numel() * tensor.element_size() for tensor in _build(name, num_classes).state_dict().values())
+    if size > _memory():
+        raise UserError(f"the weights of {name} take {size >> 30} GiB, more than this machine's memory: choose another")
+    return _build(name, num_classes)
+
+
+def _memory() -> int:
+    """Bytes of memory that the machine has; a large number where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 1 << 62
+
+
+def _build(name: str, num_classes: int) -> nn.Module:
     if not 2 <= num_classes <= MOST_CLASSES:
         raise UserError(f"a classifier needs at least 2 classes and at most {MOST_CLASSES}, not {num_classes}")
     if name in RESNETS:

@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models import create_model
 from utils.errors import UserError
+
+LARGEST_RATIO = 4  # how many times the members of a checkpoint may be larger than the file: torch compresses nothing
 
 
 def load_file(path: str | Path, device: torch.device | str = "cpu", content: bytes | None = None) -> Any:
@@ -59,6 +62,8 @@ def damaged_members(content: bytes) -> list[str]:
         return []
     wrong, total = [], 0
     with zipfile.ZipFile(io.BytesIO(content)) as file:
+        if sum(info.file_size for info in file.infolist()) > LARGEST_RATIO * len(content):
+            raise ValueError("its members are larger than the file")
         for info in file.infolist():
             total += info.file_size > 0
             try:
@@ -104,6 +109,19 @@ def student_state(content: Any, path: str | Path) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in stripped.items() if not name.startswith("sub_block1.")}
 
 
+def create_from_state(name: str, num_classes: int, state: dict[str, Tensor], path: str | Path) -> nn.Module:
+    """The network of this name with these weights, which are compared with it before it takes memory.
+
+    Raises:
+        UserError: no such network, or as ``load_strictly``.
+    """
+    with torch.device("meta"):
+        check_fits(create_model(name, num_classes), state, path)
+    model = create_model(name, num_classes)
+    model.load_state_dict(state)
+    return model
+
+
 def load_strictly(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
     """Fill the model; every name, shape and kind of number must fit. Half precision becomes the model's.
 
@@ -136,12 +154,19 @@ def check_fits(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> 
         f"{name} {str(state[name].dtype).removeprefix('torch.')} {str(state[name].layout).removeprefix('torch.')}"
         for name in expected
         if state[name].layout != torch.strided
+        or state[name].is_meta
         or state[name].is_quantized
         or state[name].is_complex()
         or state[name].is_floating_point() != expected[name].is_floating_point()
     ]
     if odd:
         raise UserError(f"{path} holds tensors that are no plain weights: {_enumerate(odd)}; save its state_dict again")
+    storages = [state[name].untyped_storage() for name in expected]
+    stored = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    if stored < sum(state[name].numel() * state[name].element_size() for name in expected):
+        raise UserError(
+            f"{path} holds fewer numbers than its shapes say (expanded or shared tensors): save clones of them"
+        )
 
 
 def _enumerate(names: list[str], most: int = 8) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.files import remove_checksum
 
 LARGEST = 64 << 20  # bytes; a report of 1,000 classes has less than 1 MB
 HINT = "pass the autoattack.json of an evaluation"
@@ -62,6 +63,10 @@ def read_report(path: Path) -> dict[str, Any]:
         report = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a report of eval_autoattack.py (not JSON: {error}): {HINT}") from error
+    try:
+        report = remove_checksum(report) if isinstance(report, dict) else report
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): copy it again, or repeat the evaluation") from error
     wrong = _wrong(report, NEEDED) or ("curve" if "curve" in report and not _curve(report["curve"]) else None)
     if wrong:
         raise UserError(f"{path} is not a report of eval_autoattack.py ({wrong} is missing or invalid): {HINT}")

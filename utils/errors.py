@@ -1,8 +1,10 @@
 """The one exception that the programs turn into a single sentence and a non-zero exit."""
 
+import os
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,8 +15,26 @@ class UserError(Exception):
 
 def fail(message: object) -> NoReturn:
     """Print the sentence on standard error and exit with status 1."""
-    print("error:", " ".join(str(message).split()), file=sys.stderr)
+    flush_output()
+    with suppress(OSError):  # a standard error that cannot be written: the status tells
+        print("error:", " ".join(str(message).split()), file=sys.stderr, flush=True)
     raise SystemExit(1)
+
+
+def flush_output() -> OSError | None:
+    """Flush standard output; where that fails, discard it, so that Python does not report it once more at exit.
+
+    Returns:
+        The error, or None.
+    """
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return None
 
 
 def ensure_writable(folder: Path, option: str) -> None:
@@ -35,11 +55,15 @@ def run_program(main: Callable[[], None]) -> None:
     """Call a program's main; a UserError, a full or unwritable disk or Ctrl-C ends without a traceback."""
     try:
         main()
+        if error := flush_output():
+            raise error
     except UserError as error:
         fail(error)
     except KeyboardInterrupt:
         raise SystemExit(130) from None  # the shell's status of Ctrl-C
+    except BrokenPipeError:
+        flush_output()
+        raise SystemExit(141) from None  # the shell's status of a closed pipe, as of | head -1
     except OSError as error:
-        fail(
-            f"{error.strerror or error}: {error.filename or 'a file of this run'}; free space or choose another folder"
-        )
+        where = error.filename or "standard output or a file of this run"
+        fail(f"{error.strerror or error}: {where}; free space or choose another folder")

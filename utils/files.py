@@ -1,10 +1,14 @@
-"""Files on disk: atomic writes, hashes, and a lock on a run's folder."""
+"""Files on disk: atomic writes, checksums, and a lock on a run's folder."""
 
 import hashlib
+import json
 import os
+import re
+import secrets
 import sys
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,23 +19,64 @@ from utils.errors import UserError
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file that is either the old or the whole new one, also on a full disk or a kill.
+    """Write a file that is either the old or the whole new one, also on a full disk, a kill or a power failure.
+
+    The temporary file has a name of its own, which no other process can have prepared. What a killed process left of
+    the same file is removed.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written, or what is there is no regular file.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        if path.exists() and not path.is_file():
+            raise OSError("it is there and is no regular file")
+        _remove_stale(path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+        with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         raise UserError(f"could not write {path} ({error}): free space or choose another folder") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove temporary files of this path whose process has ended; a process writes one file at a time."""
+    for name in os.listdir(path.parent):
+        if name.startswith(path.name) and (
+            match := re.fullmatch(r"(?:\.(\d+)-[0-9a-f]{8})?\.tmp", name[len(path.name) :])
+        ):
+            if match[1] and int(match[1]) != os.getpid() and _is_running(int(match[1])):
+                continue
+            with suppress(OSError):
+                (path.parent / name).unlink()
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass  # it is another user's
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in the folder outlast a power failure, where the file system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def save_atomically(obj: Any, path: Path) -> None:
@@ -50,6 +95,23 @@ def file_hash(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def add_checksum(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of a JSON object with the CRC-32 of all of it as its last key, ``crc32``."""
+    return {**content, "crc32": f"{zlib.crc32(json.dumps(content).encode()):08x}"}
+
+
+def remove_checksum(content: dict[str, Any]) -> dict[str, Any]:
+    """The content without ``crc32``, which files of earlier versions do not have.
+
+    Raises:
+        ValueError: the checksum is wrong.
+    """
+    rest = {key: value for key, value in content.items() if key != "crc32"}
+    if "crc32" in content and add_checksum(rest)["crc32"] != content["crc32"]:
+        raise ValueError("its checksum is wrong")
+    return rest
 
 
 @contextmanager

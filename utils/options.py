@@ -10,6 +10,7 @@ from typing import Any
 from utils.errors import UserError
 
 NORMS = ("linf", "l2")
+LARGEST_INTEGER, LARGEST_BATCH = 2**31 - 1, 1_000_000
 PRECISIONS = ("fp32", "tf32", "bf16")
 COMPILE = ("auto", "on", "off")
 GROUPS = ("data", "method", "attack", "optimisation", "averaging", "evaluation", "output", "run")  # of --help
@@ -80,6 +81,14 @@ class CommonConfig:
             re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", self.device) is not None,
             f"--device {self.device}: choose auto, cpu, cuda or cuda:N",
         )
+        large = [
+            f.name
+            for f in dataclasses.fields(self)
+            if f.name != "seed"
+            and isinstance(value := getattr(self, f.name), int)
+            and value > (LARGEST_BATCH if f.name == "batch_size" else LARGEST_INTEGER)
+        ]
+        require(not large, f"{', '.join(map(flag, large))} must be at most {LARGEST_INTEGER}, a batch {LARGEST_BATCH}")
         require(0 <= self.seed < 2**63, f"--seed {self.seed} must be a non-negative integer")
         require(
             re.fullmatch(r"[\w.+-]*", self.mark) is not None and self.mark not in (".", ".."),

@@ -120,9 +120,28 @@ BAD_CONTENT = {
     "class count": ({"class_names": np.array(["a"] * 12)}, "names 12 classes, cifar10 has 10"),
     "names not a list": ({"class_names": np.array("cat")}, "class_names"),
     "missing key": ({"y_test": None}, "lacks the keys y_test: it must hold x_train"),
-    "missing keys": ({"y_test": None, "class_names": None}, "lacks the keys y_test, class_names"),
-    "objects": ({"class_names": np.array([{"a": 1}], dtype=object)}, "not a readable npz"),
+    "missing keys": ({"y_test": None, "x_test": None}, "lacks the keys x_test, y_test"),
+    "objects": (
+        {"class_names": np.array([{"a": 1}], dtype=object)},
+        "class_names.npy holds Python objects: save a plain",
+    ),
+    "labels from 1": ({"y_train": N20 + 1, "y_test": N20[:10] + 10}, "outside the 10 classes"),
+    "labels 1 to C": ({"y_train": np.arange(20) % 10 + 1}, "from 1 to 10, outside the 10 classes: subtract 1, labels"),
+    "surrogate": (
+        {"class_names": np.array(["\ud800", *"abcdefghi"])},
+        r"the class name '\\ud800' is no text: rename it",
+    ),
+    "no names, from 1": ({"class_names": None, "y_train": N20 + 1, "y_test": N20[:10] + 1}, "labels start at 0"),
+    "no names, huge": ({"class_names": None, "y_train": N20 + 2**60}, "at most 100000 classes"),
+    "no names, text": ({"class_names": None, "y_train": np.array(["a"] * 20)}, "they must be integers"),
 }
+
+
+def test_npz_without_class_names(tmp_path):
+    np.savez(tmp_path / "mine.npz", **arrays(class_names=None))
+    dataset = load_dataset("mine", tmp_path)
+    assert dataset.class_names == tuple(map(str, range(dataset.num_classes)))
+    assert dataset.num_classes == 1 + max(dataset.y_train.max(), dataset.y_test.max())
 
 
 @pytest.mark.parametrize("what", BAD_CONTENT)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from datasets import extra as extra_module
 from datasets.extra import load_extra
 from datasets.loader import Loader
 from engine.config import TrainConfig, parse_train
@@ -83,7 +84,10 @@ def test_another_file_of_the_same_name_is_unpacked_anew(tmp_path):
         ({"image": np.zeros((EXTRA, 8, 8), np.uint8)}, "image is uint8 (40, 8, 8)"),
         ({"label": np.zeros(EXTRA)}, "label float64 (40,)"),
         ({"label": np.zeros((EXTRA, 1), int)}, "label int64 (40, 1)"),
-        ({"label": np.array([None] * EXTRA)}, "is not a readable npz file (label.npy holds no plain array)"),
+        (
+            {"label": np.array([None] * EXTRA)},
+            "is not a readable npz file (label.npy holds Python objects: save a plain array",
+        ),
     ],
 )
 def test_unfit_content(tmp_path, changes, sentence):
@@ -252,3 +256,40 @@ def test_run_resumes_exactly_with_extra_data_and_a_second_view(tmp_path, monkeyp
         Trainer(config(tmp_path / "cut", **flags | {"extra_data": str(write(tmp_path, n=54, size=16))}))
     with pytest.raises(UserError, match=r"--extra-fraction 0\.7 then, 0\.5 now"):
         Trainer(config(tmp_path / "cut", extra_data=str(moved), extra_fraction=0.5))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_content_is_compared_with_its_checksum_once(tmp_path, save, monkeypatch):
+    path, read = write(tmp_path, save), []
+    crc32 = extra_module._crc32
+    monkeypatch.setattr(extra_module, "_crc32", lambda *args: read.append(args[0].name) or crc32(*args))
+    load(path), load(path)
+    noted = sorted(p.name for p in tmp_path.glob("*.checked"))
+    files = [path.name] * 2 if save is np.savez else sorted(p.name for p in tmp_path.glob("*.npy"))
+    assert noted == sorted(f"{name}.checked" for name in set(files))
+    load(path)
+    assert sorted(read) == sorted(files)
+    for name in noted:
+        (tmp_path / name).write_bytes(b"\xff damaged")
+    load(path)
+    assert sorted(read) == sorted(2 * files)
+
+
+def test_a_flipped_bit_in_mapped_images_is_noticed(tmp_path):
+    path = write(tmp_path)
+    load(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"the checksum of image\.npy is wrong"):
+        load(path)
+
+
+def test_a_stale_or_poisoned_unpacked_file_is_replaced(tmp_path):
+    path = write(tmp_path, np.savez_compressed)
+    load(path)
+    unpacked = next(tmp_path.glob("generated-image-*.npy"))
+    content = bytearray(unpacked.read_bytes())
+    content[-1] ^= 255
+    unpacked.write_bytes(content)
+    assert np.array_equal(load(path).images, arrays()["image"])

@@ -154,7 +154,7 @@ def config(**kwargs):
 def test_errors_come_before_the_attacks(tmp_path):
     (tmp_path / "file").write_text("")
     for settings, model, sentence in [
-        ({"export": ("onnx", "x")}, "wrn-10-1", "the one format is robustbench"),
+        ({"export": ("onnx", "x")}, "wrn-10-1", "pass --export robustbench DIR or --export published DIR"),
         ({"export": ("robustbench", str(tmp_path))}, "resnet18-guide", "no class that computes what resnet18-guide"),
         ({"export": ("robustbench", str(tmp_path / "file/x"))}, "wrn-10-1", "cannot write to"),
         ({"save_adv": str(tmp_path / "file/x.npz")}, "wrn-10-1", "--save-adv"),
@@ -237,7 +237,7 @@ def test_through_the_command_line(program, checkpoint, tmp_path):
         model.load_state_dict(torch.load(zoo / "models/digits/Linf/run.pt", weights_only=True))
         np.testing.assert_array_equal(model(torch.from_numpy(saved["x_adv"])).argmax(1), saved["prediction"])
     status, out, err = program(*flags, "--export", "onnx", zoo)
-    assert (status, out) == (1, "") and err.startswith("error: --export onnx: the one format is robustbench")
+    assert (status, out) == (1, "") and err.startswith("error: --export onnx: pass --export robustbench DIR")
 
 
 PLAIN_SCRIPT = """

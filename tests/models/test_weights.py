@@ -2,12 +2,14 @@
 
 import os
 import pickle
+import zipfile
 
 import pytest
 import torch
 
 from models import create_model
-from models.weights import infer_architecture, load_file, load_strictly, student_state
+from models.weights import create_from_state, infer_architecture, load_file, load_strictly, student_state
+from models.wideresnet import WideResNet
 from utils.errors import UserError
 from utils.files import file_hash, save_atomically, write_atomically
 
@@ -167,3 +169,39 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
         write_atomically(path, full_disk)
     assert file_hash(path) == before
     assert [file.name for file in path.parent.iterdir()] == ["file"]
+
+
+def test_small_hostile_files_take_no_memory(tmp_path, model):
+    """Expanded, shared and meta tensors: small on disk, large or nothing in memory; nothing is built for them."""
+    path, state = tmp_path / "weights.pt", model.state_dict()
+    one = torch.zeros(max(t.numel() for t in state.values()))
+    expanded = {k: torch.zeros(1).expand(t.numel()).reshape(t.shape) if t.dim() else t for k, t in state.items()}
+    shared = {k: one[: t.numel()].view(t.shape) if t.dim() else t for k, t in state.items()}
+    for content in (expanded, shared):
+        torch.save(content, path)
+        with pytest.raises(UserError, match="holds fewer numbers than its shapes say"):
+            create_from_state("wrn-10-1", 10, student_state(load_file(path), path), path)
+    with pytest.raises(UserError, match="no plain weights"):
+        create_from_state("wrn-10-1", 10, {k: t.to("meta") for k, t in state.items()}, path)
+
+
+def test_a_zip_that_is_larger_inside_is_not_unpacked(tmp_path):
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("archive/data.pkl", bytes(1 << 24))
+    with pytest.raises(UserError, match="is damaged, truncated or not a torch checkpoint"):
+        load_file(path)
+
+
+def test_a_network_larger_than_the_machine_is_refused(monkeypatch):
+    monkeypatch.setattr("models._memory", lambda: 1 << 20)
+    with pytest.raises(UserError, match="the weights of wrn-34-10 take 0 GiB, more than this machine's memory"):
+        create_model("wrn-34-10", 10)
+
+
+def test_comparing_sizes_first_draws_no_random_numbers():
+    torch.manual_seed(3)
+    first = create_model("wrn-10-1", 10).state_dict()
+    torch.manual_seed(3)
+    second = WideResNet(10, 1, 10).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)

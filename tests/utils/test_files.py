@@ -1,13 +1,19 @@
-"""The lock on a run's folder lets one process in, whatever the order of starts and ends."""
+"""Files are whole or not there; a run's folder lets one process in, whatever the order of starts and ends."""
 
 import fcntl
+import json
 import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import filelock
 import pytest
 
+from tests.helpers import ROOT
 from utils.errors import UserError
-from utils.files import lock_folder
+from utils.files import add_checksum, lock_folder, remove_checksum, write_atomically
 
 
 def is_free(folder, name="evaluation"):
@@ -61,3 +67,59 @@ def test_a_file_system_without_locks_gives_a_notice(tmp_path, monkeypatch, capsy
     assert capsys.readouterr().err == (
         f"notice: cannot lock {tmp_path} ({error}): do not start a second training with this --mark\n"
     )
+
+
+def test_what_a_killed_process_left_is_removed_and_a_running_one_keeps_its_own(tmp_path):
+    path = tmp_path / "file"
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    kept = [f"file.{os.getppid()}-00000000.tmp", "file.x.tmp", "other.tmp"]
+    for name in ("file.tmp", f"file.{gone.pid}-01234567.tmp", f"file.{os.getpid()}-89abcdef.tmp", *kept):
+        (tmp_path / name).write_text("half")
+    write_atomically(path, lambda file: file.write(b"whole"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["file", *kept])
+    assert path.read_bytes() == b"whole"
+
+
+def test_a_prepared_temporary_link_is_not_followed(tmp_path, monkeypatch):
+    monkeypatch.setattr("secrets.token_hex", lambda n: "00000000")
+    target = tmp_path / "target"
+    target.write_text("precious")
+    other = tmp_path / f"file.{os.getpid()}-00000000.tmp"
+    monkeypatch.setattr("utils.files._remove_stale", lambda path: other.symlink_to(target))
+    with pytest.raises(UserError, match="could not write"):
+        write_atomically(tmp_path / "file", lambda file: file.write(b"x"))
+    assert target.read_text() == "precious"
+
+
+def test_only_a_regular_file_is_replaced(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/full"), tmp_path):
+        with pytest.raises(UserError, match="is no regular file"):
+            write_atomically(path, lambda file: file.write(b"x"))
+    assert stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode) and stat.S_ISCHR(Path("/dev/full").stat().st_mode)
+
+
+def test_a_checksum_notices_every_change():
+    content = {"a": 1.5, "b": ["ü", None, float("inf")], "c": {"d": "\udcff"}}
+    text = json.dumps(add_checksum(content))
+    assert remove_checksum(json.loads(text)) == content == remove_checksum(content)
+    for changed in (text.replace("1.5", "1.25"), text.replace('"c"', '"x"'), text.replace("null", "0")):
+        with pytest.raises(ValueError, match="its checksum is wrong"):
+            remove_checksum(json.loads(changed))
+
+
+@pytest.mark.parametrize("device", ["/dev/full", "closed pipe"])
+def test_standard_output_that_cannot_be_written(device):
+    code = "from utils.errors import run_program; run_program(lambda: print('x' * 100))"
+    command = [sys.executable, "-c", code]
+    if device == "/dev/full":
+        with open(device, "w") as out:
+            done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1) and "standard output" in done.stderr
+    else:
+        read, write = os.pipe()
+        os.close(read)
+        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        os.close(write)
+        assert (done.returncode, done.stderr) == (141, "")
