@@ -2,6 +2,7 @@
 
 import math
 import zipfile
+from collections.abc import Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -33,7 +34,7 @@ def read_header(raw: BinaryIO, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], 
     return shape, fortran, dtype, header
 
 
-def check_members(file: zipfile.ZipFile, names: tuple[str, ...]) -> None:
+def check_members(file: zipfile.ZipFile, names: Sequence[str]) -> None:
     """Raises: ValueError: a member of these names holds no plain array, or the file's two lists of members differ."""
     for info in file.infolist():
         file.open(info).close()

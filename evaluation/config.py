@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from utils.options import (
     COMPILE,
+    LARGEST_BATCH,
     PRECISIONS,
     CommonConfig,
     Parser,
@@ -80,7 +81,7 @@ class EvalConfig(CommonConfig):
         super().__post_init__()
         radii = sorted({parse_epsilon(epsilon, norm=self.norm) for epsilon in self.epsilons})
         object.__setattr__(self, "epsilons", tuple(radii))
-        require(self.batch_size >= 1, f"--batch-size {self.batch_size} must be at least 1")
+        require(self.batch_size >= 1, f"--batch-size {self.batch_size} must be from 1 to {LARGEST_BATCH}")
         require(
             not self.plain or (self.precision, self.compile) in (("fp32", "auto"), ("fp32", "off")),
             "--plain is fp32 without torch.compile: leave out --precision and --compile",

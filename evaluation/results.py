@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from datasets.npz import check_members
 from utils.errors import UserError
 from utils.files import write_atomically
 
@@ -195,6 +196,7 @@ class PerImageResults:
         name = name or str(source)
         try:
             with np.load(io.BytesIO(source) if isinstance(source, bytes) else source, allow_pickle=False) as file:
+                check_members(file.zip, file.files)
                 theirs = json.loads(str(file["fingerprint"]))
                 if not (differ := differences(theirs, fingerprint)):
                     arrays = {f.name: file[NAMES_IN_FILE.get(f.name, f.name)][()] for f in fields(cls)}

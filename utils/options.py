@@ -81,14 +81,10 @@ class CommonConfig:
             re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", self.device) is not None,
             f"--device {self.device}: choose auto, cpu, cuda or cuda:N",
         )
-        large = [
-            f.name
-            for f in dataclasses.fields(self)
-            if f.name != "seed"
-            and isinstance(value := getattr(self, f.name), int)
-            and value > (LARGEST_BATCH if f.name == "batch_size" else LARGEST_INTEGER)
-        ]
-        require(not large, f"{', '.join(map(flag, large))} must be at most {LARGEST_INTEGER}, a batch {LARGEST_BATCH}")
+        for f in dataclasses.fields(self):
+            value, most = getattr(self, f.name), LARGEST_BATCH if f.name == "batch_size" else LARGEST_INTEGER
+            large = f.name != "seed" and isinstance(value, int) and value > most
+            require(not large, f"{flag(f.name)} is too large: it must be from 1 to {most}")
         require(0 <= self.seed < 2**63, f"--seed {self.seed} must be a non-negative integer")
         require(
             re.fullmatch(r"[\w.+-]*", self.mark) is not None and self.mark not in (".", ".."),
