@@ -87,7 +87,7 @@ def test_every_method_resumes_bit_for_bit_with_everything_on(tmp_path, monkeypat
         assert_same_weights(saved(tmp_path / "parts", name), saved(tmp_path / "whole", name))
     lines = [(tmp_path / f / "run" / "metrics.jsonl").read_text().splitlines() for f in ("whole", "parts")]
     for a, b in zip(*([json.loads(line) for line in each] for each in lines), strict=True):
-        assert {k: v for k, v in a.items() if "second" not in k} == {k: v for k, v in b.items() if "second" not in k}
+        assert {k for k in a if a[k] != b[k]} <= {"seconds", "images_per_second", "crc32"} and a.keys() == b.keys()
     if method in ("ikl", "gkl"):
         state = saved(tmp_path / "whole", "last.pt")["objective"]
         assert not state["prior_sums"].any() and not torch.equal(state["prior"], torch.full((10, 10), 0.1))
