@@ -392,6 +392,7 @@ def test_metrics(tmp_path, monkeypatch):
     lines = metrics_of(tmp_path)
     assert [line["epoch"] for line in lines] == [1, 2]
     assert set(lines[0]) == {
+        "crc32",
         "epoch", "lr", "loss", "loss_mse", "loss_guide_ce", "loss_kl", "split", "student_clean", "student_robust",
         "robust_images", "guide_clean", "images_per_second", "seconds",
     }  # fmt: skip
@@ -656,7 +657,7 @@ def test_no_network_and_no_data(tmp_path, capfd, monkeypatch):
     ("damage", "message"),
     [
         (lambda path: path.write_bytes(path.read_bytes()[:2000]), "is not a readable npz file"),
-        (lambda path: np.savez(path, x_train=np.zeros(3)), "lacks the keys y_train, x_test, y_test, class_names"),
+        (lambda path: np.savez(path, x_train=np.zeros(3)), "lacks the keys y_train, x_test, y_test: it must hold"),
     ],
 )
 def test_corrupt_data(tmp_path, capfd, damage, message):
