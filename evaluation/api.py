@@ -84,7 +84,7 @@ def evaluate(
     require((version == "custom") == bool(attacks), "attacks go with version='custom', and only with it")
     epsilon = parse_epsilon(epsilon, norm=norm)
     device = torch.device(device or next((p.device for p in model.parameters()), x.device))
-    x, y = x.detach().float(), y.detach().long()
+    x, y = x.detach().float().contiguous(), y.detach().long()  # pyautoattack views gradients as rows
     names = choose_attacks(version, ",".join(attacks))
     suite = Suite(find_package(plain), names, norm, epsilon, seed, version, batch_size, device, plain=plain)
     results = PerImageResults.empty(len(x), tuple(x.shape[1:]), batch_size, len(names), max_saved=len(x))
