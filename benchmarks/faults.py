@@ -1,11 +1,10 @@
 """What do damaged files, odd command lines and kills do to the two programs? Every case runs in a process of its own.
 
-    python -m benchmarks.faults --out results/faults-cpu
-    python -m benchmarks.faults --out /tmp/faults --quick --seed 2    # a tenth of it; --scale 0.3 for another part
+    python -m benchmarks.faults --out results/faults-cpu    # --quick runs a tenth of the cases
 
 Files of every kind are damaged and read again: 200 single bit flips a kind, truncations, changed bytes, pieces left out
-or repeated, files of another kind in their place, and rewritten ones, which are whole but hold something else. A case
-may take 2 s of CPU time and 500 MB more than the undamaged file. Writes faults.json and faults.md.
+or repeated, files of another kind, and whole ones that hold something else. A case may take 2 s of CPU time and 500 MB
+more than the undamaged file. Writes faults.json and faults.md.
 """
 
 import argparse
@@ -269,8 +268,7 @@ def main() -> None:
     torch.set_num_threads(1)
     datasets.digits.load = cache(datasets.digits.load)  # every case would parse them again
     with tempfile.TemporaryDirectory() as folder:
-        template = Path(folder) / "template"
-        template.mkdir()
+        (template := Path(folder) / "template").mkdir()
         prepare(template)
         damaged_files(template, args.seed, part, counts)
         files = sum(map(Counter.total, counts.counts.values()))
