@@ -41,12 +41,12 @@ def write(path, **changed):
 
 
 def refused(path, part):
-    started = time.monotonic()
+    started = time.process_time()
     for load in (lambda: load_dataset(path.stem, path.parent), lambda: load_extra(path, 0.5, (8, 8, 3), 2)):
         with pytest.raises(UserError) as caught:
             load()
         assert part in str(caught.value) and "\n" not in str(caught.value)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_good_ones_load(tmp_path):
