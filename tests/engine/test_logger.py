@@ -73,7 +73,8 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path):
 def test_training_goes_to_its_end_without_its_output(tmp_path, streams):
     flags = (
         "--dataset digits --student wrn-10-1 --method natural --limit-train 16 --batch-size 16 --epochs 1 "
-        f"--eval-size 4 --val-size 8 --device cpu --mark run --log-dir {tmp_path}/Logs --checkpoint-dir {tmp_path}/checkpoints"
+        "--eval-size 4 --val-size 8 --device cpu --mark run "
+        f"--log-dir {tmp_path}/Logs --checkpoint-dir {tmp_path}/checkpoints"
     )
     line = f"{sys.executable} train_lbgat.py {flags} {streams}"
     done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=300)
