@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up, and run the tests; further arguments go to pytest.
+# Set up, and run the tests in two processes; further arguments go to pytest.
 
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements-dev.txt
-exec "$PYTHON" -m pytest "$@"
+exec "$PYTHON" -m pytest --numprocesses 2 --dist worksteal "$@"
