@@ -79,7 +79,7 @@ def _code(module: str, classes: str, call: str) -> str:
     return f"from robustbench.model_zoo.architectures.{module} import {classes}\n\nmodel = {call}"
 
 
-def export_robustbench(folder: Path, name: str, subject: LoadedModel, result: dict[str, Any]) -> str:
+def export_robustbench(folder: Path, name: str, target: LoadedModel, result: dict[str, Any]) -> str:
     """Write ``models/DATASET/NORM/NAME.pt``, ``model_info/DATASET/NORM/NAME.json`` and the model card ``README.md``.
 
     The folders are those in which RobustBench looks for them. In the JSON file, null is what has to be filled in by
@@ -88,7 +88,7 @@ def export_robustbench(folder: Path, name: str, subject: LoadedModel, result: di
     Args:
         folder: for the export.
         name: of the model, a part of the file names.
-        subject: the network.
+        target: the network.
         result: the content of ``autoattack.json``.
 
     Returns:
@@ -99,12 +99,12 @@ def export_robustbench(folder: Path, name: str, subject: LoadedModel, result: di
     """
     _require_path_part(name, "run")
     _require_path_part(result["dataset"], "data set")
-    architecture, code = robustbench_class(subject.name, subject.num_classes)
+    architecture, code = robustbench_class(target.name, target.num_classes)
     place = Path(result["dataset"]) / SUITE_NORMS[result["norm"]]
     weights = folder / "models" / place / f"{name}.pt"
-    save_atomically(plain_state(subject.model), weights)
+    save_atomically(plain_state(target.model), weights)
     gaps = leaderboard_gaps(result)
-    info = _model_info(architecture, subject, result, gaps)
+    info = _model_info(architecture, target, result, gaps)
     text = json.dumps(info, indent=2) + "\n"
     write_atomically(folder / "model_info" / place / f"{name}.json", lambda file: file.write(text.encode()))
     (head, rows), origin = attacks_table(result), origin_table(result)
@@ -142,7 +142,7 @@ def leaderboard_gaps(result: dict[str, Any]) -> list[str]:
     return gaps
 
 
-def _model_info(architecture: str, subject: LoadedModel, result: dict[str, Any], gaps: list[str]) -> dict[str, Any]:
+def _model_info(architecture: str, target: LoadedModel, result: dict[str, Any], gaps: list[str]) -> dict[str, Any]:
     all_images = result["n"] >= LEADERBOARD_IMAGES
     usual = LEADERBOARDS.get((result["dataset"], result["norm"]), result["epsilon_text"])
     footnote = f"Uses epsilon {result['epsilon_text']} instead of {usual}" if result["epsilon_text"] != usual else None
@@ -150,7 +150,7 @@ def _model_info(architecture: str, subject: LoadedModel, result: dict[str, Any],
         "link": None,
         "name": None,
         "authors": None,
-        "additional_data": bool(subject.run["extra_data"]) if "extra_data" in subject.run else None,
+        "additional_data": bool(target.run["extra_data"]) if "extra_data" in target.run else None,
         "number_forward_passes": 1,
         "dataset": result["dataset"],
         "venue": None,

@@ -119,7 +119,7 @@ class Evaluation:
         """Run what is left of the attacks; at rank 0 the results are then those of all processes."""
         results = self.results
         LOGGER.info(f"{self.command} on {describe(self.suite.device)}")
-        LOGGER.info("each attack gets the images that are still correct, and accuracies of the suite are of these")
+        LOGGER.info("each attack gets only images that are still correct; the suite logs accuracies of those images")
         if results.progress.any():
             LOGGER.info(f"resuming: {results.progress.sum()} of {results.seconds.size} steps are finished")
         save = partial(results.save, state_path(self.folder, self.group.rank), self.state_fingerprint)

@@ -4,13 +4,20 @@ import torch
 from torch import Tensor, fx, nn
 
 
+def scale_and_shift(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """An eval-mode BatchNorm is scale * x + shift: (C,) each."""
+    weight = 1.0 if bn.weight is None else bn.weight
+    scale = weight / torch.sqrt(bn.running_var + bn.eps)
+    return scale, -scale * bn.running_mean if bn.bias is None else torch.addcmul(bn.bias, scale, -bn.running_mean)
+
+
 class Affine(nn.Module):
     """An eval-mode BatchNorm as one multiply-add, whose backward sums up no gradients of weights that are frozen."""
 
     def __init__(self, bn: nn.BatchNorm2d):
         super().__init__()
         self.bn = bn
-        self.scale, self.shift = (torch.empty_like(bn.running_mean).view(1, -1, 1, 1) for _ in range(2))
+        self.scale, self.shift = (torch.empty_like(bn.running_var).view(1, -1, 1, 1) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype != self.scale.dtype:  # mixed precision, of which addcmul would make float32
@@ -41,8 +48,10 @@ class Folded:
             if node.op != "call_module" or not isinstance(modules[node.target], nn.BatchNorm2d):
                 continue
             source, bn = node.args[0], modules[node.target]
+            if bn.running_var is None:
+                continue  # it normalizes by the batch, in eval mode too
             follows = modules.get(source.target) if source.op == "call_module" and len(source.users) == 1 else None
-            if not isinstance(follows, nn.Conv2d):
+            if not isinstance(follows, nn.Conv2d) or follows.padding_mode != "zeros":
                 self._affine.append((bn, Affine(bn)))
                 node.target = f"affine_{len(self._affine)}"
                 traced.add_submodule(node.target, self._affine[-1][1])
@@ -73,13 +82,13 @@ class Folded:
     def refresh(self) -> None:
         """Fold the model's present weights and statistics; call it whenever they have changed."""
         for bn, affine in self._affine:
-            torch.div(bn.weight, torch.sqrt(bn.running_var + bn.eps), out=affine.scale.view(-1))
-            torch.addcmul(bn.bias, affine.scale.view(-1), -bn.running_mean, out=affine.shift.view(-1))
+            scale, shift = scale_and_shift(bn)
+            affine.scale.view(-1).copy_(scale)
+            affine.shift.view(-1).copy_(shift)
         for conv, bn, folded in self._pairs:
-            scale = bn.weight / torch.sqrt(bn.running_var + bn.eps)
+            scale, shift = scale_and_shift(bn)
             torch.mul(conv.weight, scale.view(-1, 1, 1, 1), out=folded.weight)
-            shift = -bn.running_mean if conv.bias is None else conv.bias - bn.running_mean
-            torch.addcmul(bn.bias, scale, shift, out=folded.bias)
+            folded.bias.copy_(shift if conv.bias is None else torch.addcmul(shift, scale, conv.bias))
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] to logits (B, C)."""

@@ -1,4 +1,4 @@
-"""Defaults, command lines and impossible settings of both programs."""
+"""Defaults, command line and impossible settings of training; what both programs share."""
 
 import dataclasses
 import math
@@ -14,10 +14,6 @@ from utils.options import flag, parse_epsilon
 
 def train(line=""):
     return parse_train(line.split())
-
-
-def evaluate(line=""):
-    return parse_eval(line.split())
 
 
 def test_defaults_are_the_published_recipe():
@@ -40,13 +36,6 @@ def test_defaults_are_the_published_recipe():
         "Logs",
         "checkpoints",
     )
-
-
-def test_evaluation_defaults():
-    config = evaluate()
-    assert config == EvalConfig()
-    assert (config.version, config.epsilon, config.norm, config.n_examples) == ("standard", 0.031, "linf", 0)
-    assert (config.dataset, config.student) == ("auto", "auto")
 
 
 VALUES = {
@@ -122,14 +111,6 @@ def test_published_training_flags():
     assert (config.num_steps, config.step_size, config.parameters["beta"], config.seed) == (7, 0.005, 3.0, 9)
 
 
-def test_published_evaluation_flags():
-    config = evaluate("--model-path model.pt --widen_factor 20 --num_classes 10 --dataparallel True --epsilon 8.0")
-    assert (config.checkpoint, config.student, config.dataset) == ("model.pt", "wrn-34-20", "cifar10")
-    assert config.epsilon == 8 / 255
-    assert evaluate("--dataparallel --widen_factor 10").student == "wrn-34-10"
-    assert evaluate("--widen_factor 20 --student wrn-28-10").student == "wrn-28-10"
-
-
 @pytest.mark.parametrize(
     ("line", "dataset"),
     [
@@ -141,7 +122,7 @@ def test_published_evaluation_flags():
 )
 def test_num_classes_chooses_the_data_set(line, dataset):
     assert train(line).dataset == dataset
-    assert evaluate(line.replace("-num", "--num")).dataset == dataset
+    assert parse_eval(line.replace("-num", "--num").split()).dataset == dataset
 
 
 @pytest.mark.parametrize("line", ["-num_classes 10 --dataset cifar100", "-num_classes 100 --dataset digits"])
@@ -274,19 +255,6 @@ def test_impossible_settings_without_a_command_line(values, message):
         TrainConfig(**values)
 
 
-def test_impossible_evaluation_settings():
-    for line, message in {
-        "--batch-size 0": "--batch-size 0 must be from 1 to 1000000",
-        "--n-examples -1": "--n-examples -1 must be 0",
-        "--version custom": "--attacks goes with --version custom",
-        "--attacks square": "--attacks goes with --version custom",
-        "--version fast": "invalid choice: 'fast'",
-    }.items():
-        with pytest.raises(UserError) as caught:
-            evaluate(line)
-        assert message in str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("line", "name"),
     [
@@ -358,3 +326,9 @@ def test_an_l2_radius_has_no_upper_bound():
     assert train("--norm l2 --epsilon 8").epsilon == 8.0
     with pytest.raises(UserError, match=r"epsilon 4 is above 1, .*, or 4/255 for 4 of 255 levels"):
         train("--epsilon 4")
+
+
+def test_no_method_takes_the_name_of_a_setting():
+    """Its flag would be that of the setting."""
+    settings = {f.name for f in dataclasses.fields(TrainConfig)}
+    assert not settings & {p.name for method in METHODS.values() for p in method.parameters}

@@ -15,7 +15,6 @@ from engine.validate import clean_accuracy
 from losses import create_objective
 from models import create_model
 from models.accelerate import NO_ACCELERATION, AcceleratedModel, AccelerationConfig, choose_acceleration, warn_once
-from models.fold import Folded
 from tests.helpers import run_step
 
 ATTACK = AttackSpec(epsilon=0.031, step_size=0.007, num_steps=10)
@@ -98,30 +97,6 @@ def test_float64_weights_equal_the_reference_after_three_steps():
     for expected, actual in zip(*states, strict=True):
         for name in expected:
             torch.testing.assert_close(actual[name], expected[name], rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("name", ["wrn-16-2", "resnet18-guide", "preactresnet18"])
-def test_folding_is_exact_and_follows_the_weights(name):
-    model = create_model(name, 10).double()
-    x = torch.rand(4, 3, 32, 32, dtype=torch.float64)
-    folded = Folded(model.eval())
-    model.train()
-    model(3 * x)  # moves every running statistic
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    model.eval()
-    folded.refresh()
-    torch.testing.assert_close(folded(x), model(x), rtol=1e-10, atol=1e-10)
-
-
-def test_what_is_folded():
-    """In a pre-activation block conv1-bn2 folds and bn1, which follows an addition, does not."""
-    counts = {"wrn-10-1": 3, "wrn-16-2": 6 + 1, "resnet18": 20, "preactresnet18": 8}
-    # wrn-16-2: the stem widens, so block1.layer.0.bn1 is the stem's only reader and folds as well
-    for name, expected in counts.items():
-        assert sum(isinstance(m, torch.nn.Identity) for m in Folded(create_model(name, 10)).module.modules()) == 0
-        assert len(Folded(create_model(name, 10))._pairs) == expected
 
 
 def test_untraceable_network_is_attacked_unfolded():

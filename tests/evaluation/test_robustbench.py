@@ -37,11 +37,11 @@ RESULT = {
 def export(folder, changed=None, run=None):
     """-> the line, the model_info file, the card and the exported network's own state dict."""
     result = {**RESULT, **(changed or {})}
-    subject = LoadedModel(create_model("wrn-10-1", 100).eval(), "wrn-10-1", 100, "cifar100", run or {})
-    line = export_robustbench(folder, "some-run", subject, result)
+    target = LoadedModel(create_model("wrn-10-1", 100).eval(), "wrn-10-1", 100, "cifar100", run or {})
+    line = export_robustbench(folder, "some-run", target, result)
     norm = {"linf": "Linf", "l2": "L2"}[result["norm"]]
     info = json.loads((folder / "model_info" / result["dataset"] / norm / "some-run.json").read_text())
-    return line, info, (folder / "README.md").read_text(), subject.model.state_dict()
+    return line, info, (folder / "README.md").read_text(), target.model.state_dict()
 
 
 @pytest.mark.parametrize("name", ["wrn-10-1", "resnet18", "preactresnet18"])
@@ -139,9 +139,9 @@ def test_nothing_in_the_card_is_read_as_markup(tmp_path):
 @pytest.mark.parametrize("name", ["..", ".", "", "../x", "a/b", "a\0", "x y", "\udcff"])
 def test_names_that_lead_out_of_the_export_are_refused(tmp_path, name):
     for run, dataset in ((name, "cifar100"), ("run", name)):
-        subject = LoadedModel(create_model("wrn-10-1", 100).eval(), "wrn-10-1", 100, "cifar100", {})
+        target = LoadedModel(create_model("wrn-10-1", 100).eval(), "wrn-10-1", 100, "cifar100", {})
         with pytest.raises(UserError, match=r"--export: the (run|data set) .* letters, digits and \. _ \+ - only"):
-            export_robustbench(tmp_path / "zoo", run, subject, {**RESULT, "dataset": dataset})
+            export_robustbench(tmp_path / "zoo", run, target, {**RESULT, "dataset": dataset})
     with pytest.raises(UserError, match="--export: the data set"):
         check_destinations(config(export=("robustbench", str(tmp_path))), "wrn-10-1", name)
     assert list(tmp_path.iterdir()) == []
