@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -98,7 +99,7 @@ def attack_images(
     if group.is_main and results.progress.size < group.size:
         idle = f"{group.size - results.progress.size} of {group.size} processes have nothing to do"
         print(f"notice: {idle}, there are too few chunks: pass a smaller --batch-size", file=sys.stderr)
-    jobs = [tuple(job) for job in results.unfinished.tolist()]
+    jobs, at_start = [tuple(job) for job in results.unfinished.tolist()], results.progress.copy()
     with _progress_bar(results, group) as bar:
         for epsilon, chunk in group.next_jobs(jobs):
             part, done = results.part(chunk), int(results.progress[epsilon, chunk])
@@ -111,7 +112,9 @@ def attack_images(
                     results.add(epsilon, chunk, step)
                     save()
                     accuracies = _accuracies_so_far(results, epsilon, epsilons[epsilon])
-                    bar.set_postfix_str(f"{accuracies} after {step.name}", refresh=False)
+                    left = seconds_left(results, at_start, group.size)
+                    left_text = "" if left is None else f", left {timedelta(seconds=round(left))}"
+                    bar.set_postfix_str(f"{accuracies} after {step.name}{left_text}", refresh=False)
                     bar.update(0 if step.name == "clean" else len(y))
             except torch.cuda.OutOfMemoryError as error:
                 what = f"{suite.batch_size} images at once do not fit into the device's memory"
@@ -125,10 +128,37 @@ def _progress_bar(results: PerImageResults, group: ProcessGroup) -> tqdm:
     finished_attacks = np.repeat(results.progress - 1, results.batch_size, axis=1)[:, :n].clip(0)
     initial = int(finished_attacks.sum())
     total = initial + -(-(finished_attacks.size * num_attacks - initial) // group.size)
-    unit = "img·attack"
     return tqdm(
-        total=total, initial=initial, disable=not group.is_main or sys.stderr is None, unit=unit, desc="AutoAttack"
+        total=total,
+        initial=initial,
+        disable=not group.is_main or sys.stderr is None,
+        unit="img·attack",
+        desc="AutoAttack",
+        # without tqdm's own time left, which would be of images
+        bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]",
     )
+
+
+def seconds_left(results: PerImageResults, at_start: np.ndarray, num_processes: int) -> float | None:
+    """Seconds until every attack on every chunk at every epsilon is done, from what each attack took so far.
+
+    Args:
+        results: as far as this process knows them.
+        at_start: (E, chunks) the progress when it started; the processes share what was left then.
+
+    Returns:
+        None until each attack has run once.
+    """
+    step = np.arange(results.seconds.shape[-1])
+    finished, open_then = step < results.progress[..., None], step >= at_start[..., None]
+    count = finished.sum(1, keepdims=True)
+    total = (results.seconds * finished).sum(1, keepdims=True)
+    # At an epsilon where an attack has not run yet it takes its mean of all.
+    count, total = (np.where(count, array, array.sum(0, keepdims=True)) for array in (count, total))
+    if not count.all():
+        return None
+    share = (open_then * total / count).sum() / num_processes
+    return max(0.0, float(share - (results.seconds * finished * open_then).sum()))
 
 
 def _accuracies_so_far(results: PerImageResults, index: int, epsilon: float) -> str:

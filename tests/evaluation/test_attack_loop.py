@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from evaluation import attack_loop
+from evaluation.results import PerImageResults
 from tests.helpers import attacked, digits, evaluated, official, suite, tiny, trained
 from utils.errors import UserError
 
@@ -83,6 +84,28 @@ def test_the_bar_counts_what_is_left_and_shows_accuracies_so_far(models, capsys)
     results.adversarial_prediction[1, 3:] = results.clean_prediction[3:]
     evaluated(models["natural"], attacks, (0.08, 0.0), 5, results)
     assert " 8/10 " in capsys.readouterr().err
+
+
+def test_seconds_left_are_of_the_work_that_is_left():
+    """Two epsilons, three chunks, a clean pass and two attacks; a chunk takes 1 + 10 + 100 s at the first epsilon."""
+    results = PerImageResults.empty(6, (3, 2, 2), 2, 2, num_epsilons=2)
+    start = results.progress.copy()
+    for chunk, steps in enumerate((3, 2, 0)):
+        results.seconds[0, chunk, :steps] = [1, 10, 100][:steps]
+        results.progress[0, chunk] = steps
+        left = attack_loop.seconds_left(results, start, 1)
+        assert left == (None if steps < 3 and chunk == 0 else pytest.approx(6 * 111 - results.seconds.sum()))
+    results.seconds[1, 0], results.progress[1, 0] = [2, 20, 200], 3  # the second epsilon takes twice as long
+    assert attack_loop.seconds_left(results, start, 1) == pytest.approx(100 + 111 + 2 * 222)
+    resumed = results.progress.copy()
+    assert attack_loop.seconds_left(results, resumed, 1) == pytest.approx(100 + 111 + 2 * 222)
+    assert attack_loop.seconds_left(results, resumed, 2) == pytest.approx((100 + 111 + 2 * 222) / 2)
+    results.seconds[0, 1, 2], results.progress[0, 1] = 100, 3  # by this process
+    assert attack_loop.seconds_left(results, resumed, 2) == pytest.approx((100 + 111 + 2 * 222) / 2 - 100)
+    results.progress[:] = 3
+    assert attack_loop.seconds_left(results, results.progress, 1) == 0
+    results.progress[:] = 0
+    assert attack_loop.seconds_left(results, start, 1) is None
 
 
 def test_out_of_memory_is_one_sentence(models, monkeypatch):
