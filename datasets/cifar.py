@@ -40,8 +40,11 @@ def load_npz(name: str, path: Path) -> Dataset:
     names = arrays.pop("class_names", None)
     if names is None:
         names = _names_of_labels(path, np.concatenate([arrays["y_train"].ravel(), arrays["y_test"].ravel()]))
-    if names.ndim != 1:
-        raise UserError(f"{path}: class_names has the shape {names.shape}, it must be a list of names")
+    if names.ndim != 1 or names.dtype.kind != "U" or len(names) > MOST_CLASSES:
+        raise UserError(
+            f"{path}: class_names is {names.dtype} {names.shape}, it must be text, one name a class and at most "
+            f"{MOST_CLASSES}: numpy.array(names, dtype=str)"
+        )
     class_names = tuple(map(str, names))
     if name in NUM_CLASSES and len(class_names) != NUM_CLASSES[name]:
         raise UserError(f"{path} names {len(class_names)} classes, {name} has {NUM_CLASSES[name]}")

@@ -51,6 +51,9 @@ def load_network(config: EvalConfig) -> LoadedModel:
     content = load_file(path, content=data)
     state = student_state(content, path)
     run = content.get("config") if isinstance(content.get("config"), dict) else {}
+    for key, kind in {"student": str, "dataset": str, "epsilon": (int, float)}.items():
+        if key in run and not isinstance(run[key], kind):
+            raise UserError(f"{path} is damaged: its configuration says {key} {run[key]!r:.40}; copy it again")
     inferred, num_classes = infer_architecture(state)
     name = run.get("student") or inferred if config.student == "auto" else config.student
     if name is None:

@@ -119,6 +119,11 @@ BAD_CONTENT = {
     "sizes differ": ({"x_test": np.zeros((10, 9, 9, 3), np.uint8)}, "train and test images differ in size"),
     "class count": ({"class_names": np.array(["a"] * 12)}, "names 12 classes, cifar10 has 10"),
     "names not a list": ({"class_names": np.array("cat")}, "class_names"),
+    "names no text": (
+        {"class_names": np.zeros(10, np.complex64)},
+        r"class_names is complex64 \(10,\), it must be text",
+    ),
+    "too many names": ({"class_names": np.full(100_001, "a")}, "at most 100000"),
     "missing key": ({"y_test": None}, "lacks the keys y_test: it must hold x_train"),
     "missing keys": ({"y_test": None, "x_test": None}, "lacks the keys x_test, y_test"),
     "objects": (

@@ -318,6 +318,8 @@ def damaged_checkpoints(folder, state):
     torch.save({"a": torch.zeros(3)}, folder / "stranger.pt")
     torch.save(state, folder / "plain.pt")
     torch.save({**state, "fc.bias": torch.full((10,), torch.nan)}, folder / "nan.pt")
+    for name, value in {"student": 3, "dataset": ["digits"], "epsilon": "0.1"}.items():
+        torch.save({"student": state, "config": {"norm": "linf", name: value}}, folder / f"odd-{name}.pt")
 
 
 def test_checkpoints_that_do_not_fit(program, checkpoint, tmp_path):
@@ -330,6 +332,9 @@ def test_checkpoints_that_do_not_fit(program, checkpoint, tmp_path):
         ("stranger", ["--dataset", "digits"], "does not tell its network"),
         ("stranger", ["--dataset", "digits", "--student", "wrn-10-1"], "another architecture"),
         ("plain", [], "does not tell its data set of 10 classes: pass --dataset"),
+        ("odd-student", ["--dataset", "digits"], "is damaged: its configuration says student 3"),
+        ("odd-dataset", [], "is damaged: its configuration says dataset ['digits']"),
+        ("odd-epsilon", ["--dataset", "digits"], "is damaged: its configuration says epsilon '0.1'"),
         ("nan", ["--dataset", "digits", "--n-examples", "4"], "outputs are not finite"),
     ]:
         status, out, err = program("--checkpoint", tmp_path / f"{name}.pt", *flags)
