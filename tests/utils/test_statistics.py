@@ -1,8 +1,9 @@
-"""Wilson's interval."""
+"""Intervals."""
 
+import numpy as np
 import pytest
 
-from utils.statistics import accuracy_interval, wilson
+from utils.statistics import Z_95, accuracy_interval, paired_difference, wilson
 
 
 @pytest.mark.parametrize(
@@ -41,3 +42,20 @@ def test_what_is_no_proportion_is_refused():
 def test_interval_of_an_accuracy():
     assert accuracy_interval(100 * 1 / 3, 3) == wilson(1, 3)
     assert accuracy_interval(29.33, 10_000) == wilson(2933, 10_000)
+
+
+def test_paired_difference():
+    """The interval of one seed each is that of a mean of N paired differences; more seeds count too."""
+    rng = np.random.default_rng(1)
+    a = rng.random((1, 400)) < 0.8
+    b = a & (rng.random((1, 400)) < 0.9)  # right on fewer images, and on no others
+    difference, low, high = paired_difference(a, b)
+    each = 100 * (a[0].astype(float) - b[0])
+    half = Z_95 * each.std() / 20
+    assert difference == pytest.approx(each.mean())
+    assert (low, high) == pytest.approx((difference - half, difference + half), abs=0.35)
+    assert paired_difference(b, a) == pytest.approx((-difference, -high, -low), abs=0.35)
+    same_images = np.array([[True] * 100, [False] * 100])  # all of the variation is of the seeds
+    assert paired_difference(same_images, np.zeros((2, 100), bool)) == (50.0, 0.0, 100.0)
+    with pytest.raises(ValueError, match="100 images against 3"):
+        paired_difference(same_images, np.zeros((1, 3), bool))

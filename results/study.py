@@ -1,0 +1,182 @@
+"""The figures of a study: several methods with equal training, several seeds each, attacked by AutoAttack.
+
+    python -m results.study Logs/study-digits --out results/study-digits
+
+Reads every finished evaluation in the folders of the study, copies what its figures are made of (settings, epochs, log
+and the verdict of every image), and writes study.md, study.json and plane.png.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import statistics
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from report.tables import markdown_table
+from utils.errors import UserError, run_program
+from utils.options import format_epsilon
+from utils.statistics import paired_difference
+
+FILES = ("config.json", "metrics.jsonl", "train.log", "autoattack.json", "autoattack.npz")
+NAMES = {"natural": "natural", "at": "AT", "trades6": "TRADES6", "lbgat0": "LBGAT0", "lbgat6": "LBGAT6", "ikl": "IKL"}
+PAIRS = (("lbgat0", "trades6"), ("lbgat6", "trades6"))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training with its evaluation; its folder is named METHOD-...-seedN.
+
+    Attributes:
+        clean, robust: (N,) bool, the verdict of every image.
+        guide: accuracy of the guide after the last epoch in percent; None where the method has none.
+    """
+
+    folder: Path
+    method: str
+    config: dict[str, Any]
+    report: dict[str, Any]
+    seconds: float
+    guide: float | None
+    clean: np.ndarray
+    robust: np.ndarray
+
+
+def read(folder: Path) -> Run:
+    config, report = (json.loads((folder / name).read_text()) for name in ("config.json", "autoattack.json"))
+    epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    with np.load(folder / "autoattack.npz") as images:
+        clean, robust = images["clean_prediction"] == images["label"], images["robust"]
+    seconds, guide = sum(epoch["seconds"] for epoch in epochs), epochs[-1].get("guide_clean")
+    return Run(folder, re.split(r"-", folder.name)[0], config, report, seconds, guide, clean, robust)
+
+
+def grouped(runs: list[Run]) -> dict[float, dict[str, list[Run]]]:
+    """The runs of each method at each epsilon.
+
+    Raises:
+        UserError: they were not trained for as many epochs, or not attacked on the same images.
+    """
+    for what, values in {
+        "epochs": {run.config["epochs"] for run in runs},
+        "images attacked": {run.report["data_sha256"] for run in runs},
+        "attacks": {run.report["version"] for run in runs},
+    }.items():
+        if len(values) > 1:
+            raise UserError(f"the runs differ in {what} ({', '.join(map(str, sorted(values)))}): compare equal ones")
+    groups: dict[float, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for run in sorted(runs, key=lambda run: run.config["seed"]):
+        groups[run.report["epsilon"]][run.method].append(run)
+    return groups
+
+
+def mean_and_deviation(values: list[float]) -> str:
+    """``78.0 ± 1.2``, the deviation of a sample; the mean alone of a single value."""
+    mean = f"{statistics.mean(values):.1f}"
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def table(groups: dict[float, dict[str, list[Run]]]) -> str:
+    rows = []
+    for epsilon, methods in sorted(groups.items()):
+        for method in sorted(methods, key=list(NAMES).index):
+            runs = methods[method]
+            guides = [run.guide for run in runs if run.guide is not None]
+            rows.append(
+                [
+                    format_epsilon(epsilon),
+                    NAMES[method],
+                    ", ".join(str(run.config["seed"]) for run in runs),
+                    mean_and_deviation([run.report["clean_accuracy"] for run in runs]),
+                    mean_and_deviation([run.report["robust_accuracy"] for run in runs]),
+                    mean_and_deviation(guides) if guides else "",
+                    f"{statistics.mean(run.seconds for run in runs):.0f}",
+                ]
+            )
+    head = ["epsilon", "method", "seeds", "clean", "AutoAttack", "guide, held out", "seconds of training"]
+    return markdown_table(head, rows)
+
+
+def differences(groups: dict[float, dict[str, list[Run]]]) -> list[dict[str, Any]]:
+    """Paired differences of each pair of methods at each epsilon, in percentage points: [mean, low, high]."""
+    return [
+        {
+            "epsilon": epsilon,
+            "methods": [NAMES[method] for method in pair],
+            **{
+                what: paired_difference(*(np.stack([getattr(run, what) for run in methods[m]]) for m in pair))
+                for what in ("clean", "robust")
+            },
+        }
+        for epsilon, methods in sorted(groups.items())
+        for pair in PAIRS
+        if all(method in methods for method in pair)
+    ]
+
+
+def differences_table(entries: list[dict[str, Any]]) -> str:
+    def cell(difference: list[float]) -> str:
+        mean, low, high = difference
+        return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+
+    rows = [
+        [format_epsilon(e["epsilon"]), " − ".join(e["methods"]), cell(e["clean"]), cell(e["robust"])] for e in entries
+    ]
+    return markdown_table(["epsilon", "difference", "clean", "AutoAttack"], rows)
+
+
+def draw(groups: dict[float, dict[str, list[Run]]], path: Path) -> None:
+    """The clean-against-robust plane, a panel for each epsilon: every run, and each method's mean by its name."""
+    figure = Figure(figsize=(4.6 * len(groups), 4.2), layout="constrained")
+    for axes, (epsilon, methods) in zip(
+        figure.subplots(1, len(groups), squeeze=False)[0], sorted(groups.items()), strict=True
+    ):
+        for method, runs in sorted(methods.items(), key=lambda item: list(NAMES).index(item[0])):
+            points = [(run.report["clean_accuracy"], run.report["robust_accuracy"]) for run in runs]
+            mean = np.mean(points, axis=0)
+            color = axes.scatter(*zip(*points, strict=True), s=14, alpha=0.5).get_facecolor()
+            axes.scatter(*mean, s=60, color=color[:, :3], label=NAMES[method], edgecolors="black", linewidths=0.6)
+        axes.set(
+            title=f"epsilon {format_epsilon(epsilon)}", xlabel="clean accuracy, %", ylabel="AutoAttack accuracy, %"
+        )
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="the study's log folder")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    folders = sorted(path.parent for path in args.folder.glob("*/autoattack.json"))
+    if not folders:
+        raise UserError(f"no finished evaluation in {args.folder}: run the study first")
+    for folder in folders:
+        (args.out / "runs" / folder.name).mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            shutil.copyfile(folder / name, args.out / "runs" / folder.name / name)
+    runs = [read(args.out / "runs" / folder.name) for folder in folders]
+    groups = grouped(runs)
+    entries = differences(groups)
+    first = runs[0]
+    about = (
+        f"{first.config['student']}, {first.config['epochs']} epochs; AutoAttack ({first.report['version']}) on "
+        f"{first.report['n']} test images, the last epoch's weights; mean ± standard deviation over seeds, percent."
+    )
+    paired = "Paired differences in percentage points, with 95% bootstrap intervals over images and seeds:"
+    text = f"{about}\n\n{table(groups)}\n\n{paired}\n\n{differences_table(entries)}\n"
+    (args.out / "study.md").write_text(text)
+    (args.out / "study.json").write_text(json.dumps({"differences": entries, "runs": len(runs)}, indent=2) + "\n")
+    draw(groups, args.out / "plane.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    run_program(main)
