@@ -106,10 +106,14 @@ def remove_checksum(content: dict[str, Any]) -> dict[str, Any]:
     """The content without ``crc32``, which files of earlier versions do not have.
 
     Raises:
-        ValueError: the checksum is wrong.
+        ValueError: the checksum is wrong, or its name is.
     """
+    if "crc32" not in content:
+        if content and re.fullmatch("[0-9a-f]{8}", str(list(content.values())[-1])):
+            raise ValueError("the name of its checksum is damaged")
+        return content
     rest = {key: value for key, value in content.items() if key != "crc32"}
-    if "crc32" in content and add_checksum(rest)["crc32"] != content["crc32"]:
+    if add_checksum(rest)["crc32"] != content["crc32"]:
         raise ValueError("its checksum is wrong")
     return rest
 

@@ -109,6 +109,20 @@ def test_a_checksum_notices_every_change():
             remove_checksum(json.loads(changed))
 
 
+def test_no_flipped_bit_of_a_line_is_accepted_with_other_content():
+    content = {"epoch": 1, "loss": 2.25, "split": "validation"}
+    text, accepted = json.dumps(add_checksum(content)).encode(), 0
+    for bit in range(8 * len(text)):
+        changed = bytearray(text)
+        changed[bit // 8] ^= 1 << bit % 8
+        try:
+            assert remove_checksum(json.loads(changed)) == content
+            accepted += 1  # white space between values
+        except ValueError:
+            pass
+    assert accepted < 0.02 * 8 * len(text)
+
+
 @pytest.mark.parametrize("device", ["/dev/full", "closed pipe"])
 def test_standard_output_that_cannot_be_written(device):
     code = "from utils.errors import run_program; run_program(lambda: print('x' * 100))"
