@@ -22,7 +22,7 @@ def step_of(method, **values):
 def test_each_view_is_attacked_from_its_own_start(monkeypatch):
     starts = []
 
-    def recording(forward, x, y, inner, spec, start, uses_clean):
+    def recording(forward, x, y, inner, spec, start, **others):
         starts.append(start)
         return start
 
