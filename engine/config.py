@@ -76,7 +76,9 @@ class TrainConfig(CommonConfig):
 
     method: str = option("lbgat", f"training method: {', '.join(METHODS)}; described below", "method")
     parameters: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    student: str = option("wrn-34-10", "network to make robust: wrn-D-K, resnet18, preactresnet18", "method")
+    student: str = option(
+        "wrn-34-10", "network to make robust: wrn-D-K[-swish], resnet18, preactresnet18[-yopo], resnet50", "method"
+    )
     guide: str = option(
         "resnet18-guide",
         "natural classifier that guides LBGAT: resnet18-guide or any network; other methods have none",

@@ -184,7 +184,7 @@ def infer_architecture(state: dict[str, Tensor]) -> tuple[str | None, int | None
 
     ResNet-18 and the guide differ in their strides alone, which no checkpoint shows: their name is None.
     """
-    for head in ("fc.weight", "linear.weight"):
+    for head in ("fc.weight", "linear.weight", "logits.weight"):
         if head in state and state[head].dim() == 2:
             num_classes = state[head].shape[0]
             break
@@ -193,6 +193,11 @@ def infer_architecture(state: dict[str, Tensor]) -> tuple[str | None, int | None
     blocks = {int(m[1]) for name in state if (m := re.match(r"block1\.layer\.([0-9]{1,3})\.", name))}
     if blocks and state.get("bn1.weight", torch.empty(())).dim() == 1:
         return f"wrn-{6 * len(blocks) + 4}-{state['bn1.weight'].shape[0] // 64}", num_classes
+    swish = {int(m[1]) for name in state if (m := re.match(r"layer\.0\.block\.([0-9]{1,3})\.", name))}
+    if swish and state.get("batchnorm.weight", torch.empty(())).dim() == 1:
+        return f"wrn-{6 * len(swish) + 4}-{state['batchnorm.weight'].shape[0] // 64}-swish", num_classes
+    if "layer1.0.conv3.weight" in state:
+        return "resnet50", num_classes
     return ("preactresnet18" if "bn.weight" in state else None), num_classes
 
 
