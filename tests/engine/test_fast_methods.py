@@ -102,11 +102,11 @@ def test_the_helper_is_needed_frozen_and_of_hat_alone(tmp_path, quick):
 
 
 def test_whole_numbers_and_switches_are_checked():
-    with pytest.raises(UserError, match="--replays 2.5 must be a whole number of 1 or more"):
+    with pytest.raises(UserError, match=r"--replays 2\.5 must be a whole number of 1 or more"):
         create_objective("free", replays=2.5)
     with pytest.raises(UserError, match="--stop-overfitting needs the weights of the epoch before"):
         TrainConfig(method="fgsm", stop_overfitting=True)
-    with pytest.raises(UserError, match="--decay-factors 0.5: one above 0 for each of --decay-epochs"):
+    with pytest.raises(UserError, match=r"--decay-factors 0\.5: one above 0 for each of --decay-epochs"):
         TrainConfig(decay_factors=(0.5,))
 
 
