@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-STARTS = ("gaussian", "uniform", "clean")
+STARTS = ("gaussian", "gaussian-clamped", "uniform", "clean")
+MODES = ("eval", "train", "batch")
 GAUSSIAN_START = 0.001  # standard deviation of the published start x + 0.001 N(0, 1)
 
 
@@ -16,40 +17,64 @@ GAUSSIAN_START = 0.001  # standard deviation of the published start x + 0.001 N(
 class AttackSpec:
     """How far and how often an attack steps.
 
+    ``epsilon``, ``step_size`` and ``num_steps`` are numbers, or tensors (B,) with a value for each image.
+
     Attributes:
         epsilon: radius of the ball, in units of the pixel range [0, 1].
         step_size: length of one step, same units.
         num_steps: number of gradient steps, at least 1.
         norm: ``"linf"`` or ``"l2"``.
-        start: ``"gaussian"`` is x + 0.001 N(0, 1), ``"uniform"`` a uniform draw from the ball, clamped to [0, 1],
-            ``"clean"`` x itself.
+        start: ``"gaussian"`` is x + 0.001 N(0, 1), ``"gaussian-clamped"`` the same clamped to [0, 1], ``"uniform"`` a
+            uniform draw from the ball, clamped to [0, 1], ``"clean"`` x itself.
+        noise: standard deviation of the normal noise that is added to each step before the projection, same units.
     """
 
-    epsilon: float
-    step_size: float
-    num_steps: int
+    epsilon: float | Tensor
+    step_size: float | Tensor
+    num_steps: int | Tensor
     norm: str = "linf"
     start: str = "gaussian"
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         if self.start not in STARTS:
             raise ValueError(f"start {self.start!r}: choose {', '.join(STARTS)}")
+
+    def of(self, rows: slice | Tensor) -> "AttackSpec":
+        """The settings of the images with these indices."""
+        values = {name: getattr(self, name) for name in ("epsilon", "step_size", "num_steps")}
+        return replace(self, **{name: v[rows] for name, v in values.items() if isinstance(v, Tensor)})
+
+
+def normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """N(0, 1) in the shape of a tensor."""
+    return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+
+
+def uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """U(-1, 1) in the shape of a tensor."""
+    return torch.rand(like.shape, generator=generator, device=like.device, dtype=like.dtype) * 2 - 1
 
 
 def starting_point(x: Tensor, spec: AttackSpec, generator: torch.Generator | None = None) -> Tensor:
     """Draw the start of an attack near x, (B, C, H, W), as ``spec.start`` says."""
     if spec.start == "clean":
         return x
-    if spec.start == "gaussian":
-        noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-        return x + GAUSSIAN_START * noise
+    if spec.start.startswith("gaussian"):
+        start = x + GAUSSIAN_START * normal(x, generator)
+        return start.clamp(0, 1) if spec.start == "gaussian-clamped" else start
+    epsilon = _per_image(spec.epsilon)
     if spec.norm == "linf":
-        noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype) * 2 - 1
-        return (x + spec.epsilon * noise).clamp(0, 1)
-    direction = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        return (x + epsilon * uniform(x, generator)).clamp(0, 1)
+    direction = normal(x, generator)
     radius = torch.rand((len(x), 1, 1, 1), generator=generator, device=x.device, dtype=x.dtype)
-    radius = spec.epsilon * radius ** (1 / x[0].numel())
+    radius = epsilon * radius ** (1 / x[0].numel())
     return (x + radius * direction / _l2_norm(direction)).clamp(0, 1)
+
+
+def _per_image(value: float | Tensor) -> float | Tensor:
+    """A number as it is; (B,) as (B, 1, 1, 1)."""
+    return value.view(-1, 1, 1, 1) if isinstance(value, Tensor) else value
 
 
 def _l2_norm(v: Tensor) -> Tensor:
@@ -58,39 +83,50 @@ def _l2_norm(v: Tensor) -> Tensor:
 
 def pgd_step(x_adv: Tensor, gradient: Tensor, x: Tensor, spec: AttackSpec) -> Tensor:
     """One step along the gradient, projected on the epsilon-ball around x, clamped to [0, 1]."""
+    epsilon, step_size = _per_image(spec.epsilon), _per_image(spec.step_size)
     if spec.norm == "linf":
-        x_adv = x_adv + spec.step_size * gradient.sign()
-        x_adv = torch.min(torch.max(x_adv, x - spec.epsilon), x + spec.epsilon)
+        x_adv = x_adv + step_size * gradient.sign()
+        x_adv = torch.min(torch.max(x_adv, x - epsilon), x + epsilon)
     else:
-        delta = x_adv + spec.step_size * gradient / _l2_norm(gradient) - x
-        x_adv = x + delta * (spec.epsilon / _l2_norm(delta)).clamp_max(1.0)
+        delta = x_adv + step_size * gradient / _l2_norm(gradient) - x
+        x_adv = x + delta * (epsilon / _l2_norm(delta)).clamp_max(1.0)
     return x_adv.clamp(0, 1)
+
+
+Inner = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 
 
 def perturb(
     forward: Callable[[Tensor], Tensor],
     x: Tensor,
     y: Tensor,
-    inner: Callable[[Tensor, Tensor | None, Tensor], Tensor],
+    inner: Inner,
     spec: AttackSpec,
     generator: torch.Generator | None = None,
     start: Tensor | None = None,
     uses_clean: bool = True,
-    moves: Callable[[Tensor, Tensor], Tensor] | None = None,
+    moves: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+    stopped_leave: bool = False,
+    first: Inner | None = None,
 ) -> Tensor:
     """Adversarial images by projected gradient ascent.
 
     Args:
-        forward: images to logits (B, C), differentiable in the images. Its logits on x must not change during the
-            attack (eval mode): they are computed once, which is bit-identical to computing them in every step.
+        forward: images to logits (B, C), differentiable in the images. If ``inner`` uses the logits on x, they must not
+            change during the attack: they are computed once, which is bit-identical to computing them in every step.
         x: clean images (B, 3, H, W) in [0, 1].
         y: labels (B,).
         inner: what to maximise, per image: ``inner(adv_logits, nat_logits, y) -> (B,)``.
         spec: how far and how often to step.
-        generator: of the start's random numbers; torch's default one if None.
+        generator: of all random numbers; torch's default one if None.
         start: a given start, shaped like x, in place of a drawn one.
         uses_clean: whether ``inner`` uses ``nat_logits``; otherwise it gets None.
-        moves: which images take the next step: ``moves(logits on the present x', y) -> (B,) bool``; None is all.
+        moves: which images take the next step: ``moves(logits on the present x', y, wrong) -> (B,) bool``, where
+            ``wrong`` counts at how many steps so far, this one included, x' was misclassified; None is all of them.
+            The attack ends when none does.
+        stopped_leave: whether an image that did not move once never moves again, and is no longer computed. Only
+            where the logits of an image do not depend on the others.
+        first: what the first step maximises, if not ``inner``.
 
     Returns:
         x' like x, inside the epsilon-ball around x and [0, 1], detached.
@@ -100,16 +136,33 @@ def perturb(
         with torch.no_grad():
             nat_logits = forward(x)
     x_adv = starting_point(x, spec, generator) if start is None else start
-    for _ in range(spec.num_steps):
-        x_adv = x_adv.detach().requires_grad_()
+    budget = spec.num_steps if isinstance(spec.num_steps, Tensor) else None
+    rows: slice | Tensor = slice(None)  # the images that are computed
+    wrong = torch.zeros_like(y)
+    for k in range(spec.num_steps if budget is None else int(budget.max())):
+        present, labels = x_adv[rows].detach().requires_grad_(), y[rows]
         with torch.enable_grad():
             # The sign, or the normalisation, makes the scale irrelevant: the sum serves as well as the mean.
-            logits = forward(x_adv)
-            value = inner(logits, nat_logits, y).sum()
-        (gradient,) = torch.autograd.grad(value, x_adv)
+            logits = forward(present)
+            maximised = first if first is not None and k == 0 else inner
+            value = maximised(logits, None if nat_logits is None else nat_logits[rows], labels).sum()
+        (gradient,) = torch.autograd.grad(value, present)
         with torch.no_grad():
-            stepped = pgd_step(x_adv, gradient, x, spec)
-            x_adv = stepped if moves is None else torch.where(moves(logits, y).view(-1, 1, 1, 1), stepped, x_adv)
+            noisy = present + spec.noise * normal(x, generator)[rows] if spec.noise else present
+            stepped = pgd_step(noisy, gradient, x[rows], spec.of(rows))
+            if moves is None and budget is None:
+                x_adv = stepped
+                continue
+            wrong = wrong + (logits.argmax(1) != labels)
+            moving = torch.ones_like(labels, dtype=torch.bool) if moves is None else moves(logits, labels, wrong)
+            if budget is not None:
+                moving = moving & (k < budget[rows])
+            if not moving.any():
+                break
+            stepped = torch.where(moving.view(-1, 1, 1, 1), stepped, present)
+            x_adv = stepped if isinstance(rows, slice) else x_adv.index_copy(0, rows, stepped)
+            if stopped_leave:
+                rows, wrong = torch.arange(len(y), device=y.device)[rows][moving], wrong[moving]
     return x_adv.detach()
 
 
@@ -121,6 +174,8 @@ def frozen(model: nn.Module, mode: str = "eval") -> Iterator[nn.Module]:
         mode: ``"eval"``; ``"train"``, in which each pass updates the BatchNorm statistics, which is not undone; or
             ``"batch"``, in which BatchNorm normalises by the current batch and updates no statistics.
     """
+    if mode not in MODES:
+        raise ValueError(f"mode {mode!r}: choose {', '.join(MODES)}")
     modes = [(module, module.training) for module in model.modules()]
     tracking = [m for m in model.modules() if getattr(m, "track_running_stats", False)] if mode == "batch" else []
     trainable = [p for p in model.parameters() if p.requires_grad]

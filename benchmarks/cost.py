@@ -14,6 +14,7 @@ from engine.config import TrainConfig, parse_train
 from engine.steps import create_step
 from losses import create_objective
 from models import create_model
+from models.batchnorm import add_second_batchnorms
 from utils.errors import run_program
 
 IMAGES = {"cifar10": (50_000, 10, 32), "cifar100": (50_000, 100, 32), "digits": (1_437, 10, 16)}
@@ -44,17 +45,21 @@ def step_gflop(config: TrainConfig) -> float:
     with torch.device("meta"):
         student = create_model(config.student, num_classes)
         objective = create_objective(config.method, num_classes, **config.parameters)
-        guide = create_model(config.guide, num_classes) if "guide" in objective.passes else None
+        if objective.bn_sets > 1:
+            add_second_batchnorms(student)
+        objective.moves = None  # as if every image took every step of the attack
+        guided = {"guide", "helper"} & set(objective.passes)
+        guide = create_model(config.guide, num_classes) if guided else None
         nets = [net for net in (student, guide) if net is not None]
         optimizer = torch.optim.SGD([p for net in nets for p in net.parameters()], lr=config.lr)
-        attack = AttackSpec(config.epsilon, config.step_size, config.num_steps, config.norm)
+        attack = AttackSpec(config.epsilon, config.step_size, config.num_steps, config.norm, objective.start)
         weights = (1.0, config.augment_view_weight)
         step = create_step(
             student, guide, objective, optimizer, attack, awp_gamma=config.awp_gamma, view_weights=weights
         )
         x, y = torch.empty(batch, 3, size, size), torch.zeros(batch, dtype=torch.int64)
         with FlopCounter() as counter:
-            step([x] * (2 if config.augment_view_weight else 1), y)
+            step([x] * max(objective.views, 1 + (config.augment_view_weight > 0)), y)
     return counter.total / batch / 1e9
 
 

@@ -34,9 +34,9 @@ def create_augmentation(name: str) -> Augmentation | None:
     """An augmentation of uint8 batches (B, 3, H, W), which draws from torch's global generator.
 
     Args:
-        name: ``none`` (returns None), ``cutout``, ``randaugment`` (Cubuk et al. 2020), or ``autoaugment-POLICY`` (Cubuk
-            et al. 2019) with a policy that torchvision knows; ``autoaugment`` alone is that of CIFAR-10. The settings
-            are torchvision's defaults.
+        name: ``none`` (returns None), ``cutout``, ``rotation`` (by up to 15 degrees), ``randaugment`` (Cubuk et al.
+            2020), or ``autoaugment-POLICY`` (Cubuk et al. 2019) with a policy that torchvision knows;
+            ``autoaugment`` alone is that of CIFAR-10. The settings are torchvision's defaults.
 
     Raises:
         UserError: unknown name or policy, or no torchvision.
@@ -46,12 +46,16 @@ def create_augmentation(name: str) -> Augmentation | None:
     if name == "cutout":
         return cutout
     kind, dash, policy = name.partition("-")
-    if kind != "autoaugment" and name != "randaugment":
-        raise UserError(f"--augment {name}: choose none, cutout, randaugment, autoaugment or autoaugment-POLICY")
+    if kind != "autoaugment" and name not in ("randaugment", "rotation"):
+        raise UserError(
+            f"--augment {name}: choose none, cutout, rotation, randaugment, autoaugment or autoaugment-POLICY"
+        )
     try:
         from torchvision.transforms import v2
     except ImportError as error:
         raise UserError(f"--augment {name} needs torchvision: pip install torchvision") from error
+    if name == "rotation":
+        return each(v2.RandomRotation(15))
     if name == "randaugment":
         return each(v2.RandAugment())
     policies = {known.value: known for known in v2.AutoAugmentPolicy}

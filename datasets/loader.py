@@ -35,15 +35,19 @@ def to_float(images: Tensor) -> Tensor:
     return images.float() / 255
 
 
-def random_crop(images: Tensor, top: Tensor, left: Tensor, padding: int) -> Tensor:
-    """Crop each image from its zero-padded self.
+def random_crop(images: Tensor, top: Tensor, left: Tensor, padding: int, mode: str = "zero") -> Tensor:
+    """Crop each image from its padded self.
 
     Args:
         images: (B, C, H, W).
         top, left: (B,) int64 in [0, 2 * padding].
+        mode: ``zero`` or ``reflect``.
     """
     _, _, height, width = images.shape
-    padded = F.pad(images, (padding,) * 4)
+    if mode == "reflect":
+        padded = F.pad(images.float(), (padding,) * 4, mode="reflect").to(images.dtype)
+    else:
+        padded = F.pad(images, (padding,) * 4)
     rows = top[:, None] + torch.arange(height, device=images.device)
     cols = left[:, None] + torch.arange(width, device=images.device)
     batch = torch.arange(len(images), device=images.device)[:, None, None]
@@ -67,10 +71,12 @@ class Loader:
         labels: (N,) int64, on the device.
         batch_size: at least 1; the last batch of an epoch may be smaller.
         seed: of the order, crops and flips.
-        padding: zero padding before the random crop, in pixels; 0 for no crop.
+        padding: before the random crop, in pixels; 0 for no crop.
+        padding_mode: ``zero`` or ``reflect``.
         flip: whether to mirror half of the images.
         augmentation: of the cropped and flipped uint8 images; see ``create_augmentation``.
-        two_views: whether to yield the images both without and with the augmentation, cropped and flipped anew.
+        views: 1 augments the only view; with more, the first is without the augmentation, and each of the others has
+            it and is cropped and flipped anew.
         extra: images that make up a part of every batch.
     """
 
@@ -83,19 +89,20 @@ class Loader:
         padding: int = 4,
         flip: bool = True,
         augmentation: Augmentation | None = None,
-        two_views: bool = False,
+        views: int = 1,
         extra: ExtraData | None = None,
+        padding_mode: str = "zero",
     ):
         self.images, self.labels = images, labels
         self.batch_size, self.seed, self.padding, self.flip = batch_size, seed, padding, flip
-        self.views = (None, augmentation) if two_views else (augmentation,)
-        self.extra = extra
+        self.views = (None, *[augmentation] * (views - 1)) if views > 1 else (augmentation,)
+        self.extra, self.padding_mode = extra, padding_mode
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.batch_size)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        """Yield x (B, 3, H, W) float32 in [0, 1], with two views the augmented x, and y (B,), of one epoch, from its
+        """Yield x (B, 3, H, W) float32 in [0, 1], with more views the augmented x, and y (B,), of one epoch, from its
         batch ``first_step`` on."""
         generator = torch.Generator().manual_seed(self._seed(epoch))
         n, device = len(self.images), self.images.device
@@ -109,14 +116,14 @@ class Loader:
             at = slice(step * self.batch_size, (step + 1) * self.batch_size)
             images, y = self._fetch(order[at], extra_indices[at] if self.extra else None)
             views = []
-            for augmentation, (shifts, flips) in zip(self.views, crops_and_flips, strict=True):
+            for i, (augmentation, (shifts, flips)) in enumerate(zip(self.views, crops_and_flips, strict=True)):
                 x = images
                 if self.padding:
-                    x = random_crop(x, shifts[0, at], shifts[1, at], self.padding)
+                    x = random_crop(x, shifts[0, at], shifts[1, at], self.padding, self.padding_mode)
                 if self.flip:
                     x = random_flip(x, flips[at])
                 if augmentation is not None:
-                    x = augment(x, augmentation, self._seed(epoch, step, 1))
+                    x = augment(x, augmentation, self._seed(epoch, step, max(i, 1)))
                 views.append(to_float(x))
             yield *views, y
 

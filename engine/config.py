@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from losses import METHODS, find_method
-from utils.errors import UserError
+from losses import METHODS, describe_methods, find_method
 from utils.options import (
     COMPILE,
     LARGEST_INTEGER,
@@ -17,32 +16,27 @@ from utils.options import (
     CommonConfig,
     Parser,
     apply_num_classes,
+    check_range,
     flag,
     option,
+    parse_epochs,
     parse_epsilon,
+    parse_factors,
     require,
-)
+)  # fmt: skip
 
 GUIDE_ALIASES = {"ResNet18_cifar": "resnet18-guide"}
-SCHEDULES = ("multistep", "cosine", "onecycle")
+SCHEDULES = (
+    "multistep", "piecewise", "cosine", "cosine-from-lr", "onecycle", "cyclic", "onecycle-epochs", "onecycle-updates",
+)  # fmt: skip
 RAMPS = ("none", "linear")
 AVERAGES = ("none", "epoch", "step")
+PADDINGS = ("zero", "reflect")
 MOST_DECAYS = 20
 
 
 def parse_model(text: str) -> str:
     return GUIDE_ALIASES.get(text, text)
-
-
-def parse_epochs(text: str) -> tuple[int | Fraction, ...]:
-    """``76,91`` -> (76, 91); ``3/4,9/10`` -> parts of the run; an empty string is no epoch at all."""
-    try:
-        parts = [part.strip() for part in text.split(",") if part.strip()]
-        return tuple(Fraction(part) if "/" in part else int(part) for part in parts)
-    except (ValueError, ZeroDivisionError) as error:
-        raise UserError(
-            f"{text[:40]!r} is not a list of epochs: write 76,91, or 3/4,9/10 for parts of the run"
-        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +51,12 @@ class TrainConfig(CommonConfig):
 
     dataset: str = option("digits", "digits, cifar10, cifar100, or NAME for which DATA_DIR/NAME.npz exists", "data")
     batch_size: int = option(128, "images a step", "data", at_least=1)
-    augment: str = option("none", "after crop and flip: none, autoaugment[-POLICY], randaugment or cutout", "data")
+    augment: str = option(
+        "none", "after crop and flip: none, autoaugment[-POLICY], randaugment, cutout or rotation", "data"
+    )
+    crop_padding: str = option(
+        "zero", "what the random crop sees beyond the border; reflect in Rice et al. 2020", "data", choices=PADDINGS
+    )
     augment_view_weight: float = option(
         0.0,
         "weight of the loss on a second, augmented view of each image; 0 augments the only view",
@@ -77,13 +76,18 @@ class TrainConfig(CommonConfig):
 
     method: str = option("lbgat", f"training method: {', '.join(METHODS)}; described below", "method")
     parameters: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    student: str = option("wrn-34-10", "network to make robust: wrn-D-K, resnet18, preactresnet18", "method")
+    student: str = option(
+        "wrn-34-10", "network to make robust: wrn-D-K[-swish], resnet18, preactresnet18[-yopo], resnet50", "method"
+    )
     guide: str = option(
         "resnet18-guide",
         "natural classifier that guides LBGAT: resnet18-guide or any network; other methods have none",
         "method",
         parse=parse_model,
         aliases=("-teacher_model",),
+    )
+    guide_checkpoint: str = option(
+        "", "weights of the guide where it is frozen: HAT's helper, the FILE of a --method natural run", "method"
     )
     label_smoothing: float = option(
         0.0, "smoothing of the labels in the cross-entropies that training minimises", "method", at_least=0, below=1
@@ -118,8 +122,11 @@ class TrainConfig(CommonConfig):
     lr: float = option(0.1, "learning rate of SGD; with onecycle the highest", "optimisation", above=0)
     schedule: str = option(
         "multistep",
-        "learning rate: multistep; cosine, 0.5 (1 + cos(pi e / (E + 1))) in epoch e of E (IKL-AT); onecycle, from 0 to "
-        "--lr at 2/5 of the run and back to 0, step by step (Wong et al. 2020)",
+        "learning rate: multistep; piecewise, the same one update earlier (Rice et al. 2020); cosine, 0.5 (1 + cos(pi "
+        "e / (E + 1))) in epoch e of E (IKL-AT); cosine-from-lr, with (e - 1) / E (DAJAT); onecycle, from 0 to --lr at "
+        "2/5 of the run and back to 0, step by step; cyclic, from 0 to --lr in the middle and back, while the momentum "
+        "falls by 0.1 and rises (Fast and Free AT); onecycle-epochs and onecycle-updates, PyTorch's OneCycleLR with "
+        "the momentum from 0.95 to 0.85 and back (WA-TRADES, HAT)",
         "optimisation",
         choices=SCHEDULES,
     )
@@ -133,8 +140,24 @@ class TrainConfig(CommonConfig):
         "optimisation",
         parse=parse_epochs,
     )
+    decay_factors: tuple[float, ...] = option(
+        (),
+        "multistep: what the learning rate is multiplied by at each of --decay-epochs; 0.1 each if empty (FAT: "
+        "0.1,0.1,0.5)",
+        "optimisation",
+        parse=parse_factors,
+    )
+    onecycle_up: float = option(
+        0.25,
+        "onecycle-epochs, onecycle-updates: the part of the run in which the learning rate rises",
+        "optimisation",
+        above=0,
+        below=1,
+    )
     momentum: float = option(0.9, "momentum of SGD", "optimisation", at_least=0, below=1)
+    nesterov: bool = option(False, "Nesterov momentum", "optimisation")
     weight_decay: float = option(2e-4, "weight decay of SGD", "optimisation", aliases=("--wd",), at_least=0)
+    no_norm_decay: bool = option(False, "no weight decay of BatchNorm's weights and biases", "optimisation")
     precision: str = option("fp32", "arithmetic of the forward passes", "optimisation", choices=PRECISIONS)
     compile: str = option("auto", "torch.compile; auto compiles on CUDA only", "optimisation", choices=COMPILE)
 
@@ -148,6 +171,23 @@ class TrainConfig(CommonConfig):
         0.9, "average = tau average + (1 - tau) weights: 0.9 each epoch in IKL-AT", "averaging", at_least=0, below=1
     )
 
+    average_warmup: float = option(
+        0.0,
+        "part of the run in which the average is the student itself: 0.025 in WA-TRADES, 0.75 in DAJAT",
+        "averaging",
+        at_least=0,
+        below=1,
+    )
+    average_ramp: bool = option(
+        False, "k updates after the warm-up tau is at most (1 + k) / (10 + k), as in WA-TRADES", "averaging"
+    )
+
+    stop_overfitting: bool = option(
+        False,
+        "stop when PGD-5 accuracy on the epoch's first training batch is 20 points below that of the epoch before: "
+        "catastrophic overfitting (Wong et al. 2020); needs --save-freq 1, which keeps the weights before it",
+        "evaluation",
+    )
     eval_size: int = option(
         1000, "images on which PGD-20 measures robust accuracy after each epoch", "evaluation", at_least=1
     )
@@ -175,12 +215,21 @@ class TrainConfig(CommonConfig):
         set_("parameters", find_method(self.method).complete(self.parameters))
         for f in dataclasses.fields(self):
             check_range(f, getattr(self, f.name))
-        decays = [int(d * self.epochs) + 1 if isinstance(d, Fraction) else d for d in self.decay_epochs]
+        whole = float if self.schedule == "piecewise" else int
+        decays = [whole(d * self.epochs) + 1 if isinstance(d, Fraction) else d for d in self.decay_epochs]
         require(
             all(1 <= decay <= LARGEST_INTEGER for decay in decays) and len(decays) <= MOST_DECAYS,
             f"--decay-epochs {','.join(map(str, self.decay_epochs))[:40]}: at most {MOST_DECAYS} epochs, from 1 on",
         )
         set_("decay_epochs", tuple(decays))
+        require(
+            len(self.decay_factors) in (0, len(decays)) and all(0 < factor < math.inf for factor in self.decay_factors),
+            f"--decay-factors {','.join(map(str, self.decay_factors))[:40]}: one above 0 for each of --decay-epochs",
+        )
+        require(
+            not self.stop_overfitting or self.save_freq == 1,
+            "--stop-overfitting needs the weights of the epoch before: add --save-freq 1",
+        )
         require(
             bool(self.extra_data) == (self.extra_fraction > 0),
             "--extra-data FILE and --extra-fraction above 0 go together: pass both or neither",
@@ -215,37 +264,6 @@ class TrainConfig(CommonConfig):
         """``lbgat0-cifar100-wrn34-10``: the mark, or a name made from method, data set and student."""
         method = find_method(self.method).tag.format(**self.parameters) + ("-awp" if self.awp_gamma else "")
         return self.mark or f"{method}-{self.dataset}-{self.student.replace('wrn-', 'wrn')}"
-
-
-def check_range(f: dataclasses.Field, value: Any) -> None:
-    """Raises: UserError: the value is none of the field's choices, or outside of its range."""
-    choices, low, above, below = (f.metadata.get(key) for key in ("choices", "at_least", "above", "below"))
-    require(choices is None or value in choices, f"{flag(f.name)} {value}: choose {' or '.join(choices or ())}")
-    if (low, above, below) == (None, None, None):
-        return
-    if above is not None:
-        bounds = f"above {above:g}"
-    elif below is not None:
-        bounds = f"in [{low:g}, {below:g})"
-    else:
-        bounds = f"at least {low:g}" if low else "0 or more"
-    inside = (
-        (low is None or value >= low)
-        and (above is None or value > above)
-        and (value < (math.inf if below is None else below))
-    )
-    require(inside, f"{flag(f.name)} {value} must be {bounds}")
-
-
-def describe_methods() -> str:
-    """Every method with what it minimises, its own flags and its source, from the registry."""
-    text = "methods (--method), what training minimises, their own flags, and their source:\n"
-    for name, method in METHODS.items():
-        text += f"\n  {name}\n    {(method.__doc__ or '').splitlines()[0]}\n"
-        for p in method.parameters:
-            text += f"    {flag(p.name)} {p.name.upper()}: {p.help}; {p.range} (default: {p.default:g})\n"
-        text += f"    {method.source}\n"
-    return text
 
 
 def parse_train(argv: list[str] | None = None) -> TrainConfig:

@@ -10,6 +10,7 @@ from datasets.augment import create_augmentation
 from datasets.extra import load_extra
 from datasets.loader import Loader, hold_out, to_device
 from engine.config import TrainConfig
+from losses import find_method
 from models import check_images
 
 
@@ -52,7 +53,8 @@ def load_training_data(config: TrainConfig, device: torch.device) -> TrainingDat
         padding=dataset.padding,
         flip=dataset.flip,
         augmentation=augmentation,
-        two_views=config.augment_view_weight > 0,
+        views=max(find_method(config.method).views, 1 + (config.augment_view_weight > 0)),
+        padding_mode=config.crop_padding,
         extra=extra,
     )
     if config.val_size:

@@ -29,6 +29,7 @@ class Progress:
         epoch: the one in progress, from 1; step: how many of its steps are finished.
         sums: of the epoch in progress: each term, summed over its images.
         seconds: spent in the steps of the epoch in progress.
+        train_robust: of each epoch, with --stop-overfitting: see ``engine.overfitting``.
         best: the metrics of the best epoch so far, and what it was chosen by and on; empty before the first.
     """
 
@@ -37,6 +38,7 @@ class Progress:
     sums: dict[str, Tensor] = field(default_factory=dict)
     seconds: float = 0.0
     best: dict[str, Any] = field(default_factory=dict)
+    train_robust: list[float] = field(default_factory=list)
 
     @property
     def started(self) -> bool:
@@ -125,6 +127,7 @@ class Checkpoints:
             "sums": self.progress.sums,
             "seconds": self.progress.seconds,
             "best": self.progress.best,
+            "train_robust": self.progress.train_robust,
             "threads": torch.get_num_threads(),
         }
         save_atomically(state, last)
@@ -247,6 +250,7 @@ class Checkpoints:
         self.step.load_state_dict(state.get("step", {}))
         self.progress.epoch, self.progress.step, self.progress.seconds = epoch, step, float(seconds)
         self.progress.sums, self.progress.best = dict(sums), dict(best)
+        self.progress.train_robust = [float(value) for value in state.get("train_robust", [])]
 
 
 def identity(path: Path) -> tuple[int, ...] | None:

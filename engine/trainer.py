@@ -8,11 +8,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from engine.averaging import WeightAverage
+from engine.averaging import create_average
 from engine.config import TrainConfig
 from engine.data import check_batches, load_training_data
 from engine.logger import Logger, Pace
-from engine.schedule import attack_spec, awp_gamma, learning_rate
+from engine.networks import create_guide
+from engine.optimizer import create_optimizer
+from engine.overfitting import catastrophic, overfitting_sentence, training_accuracy
+from engine.schedule import attack_spec, awp_gamma, learning_rate, update_rates
 from engine.steps import create_step
 from engine.stopping import StopSignal, out_of_patience
 from engine.train_state import Checkpoints, Progress
@@ -20,6 +23,7 @@ from engine.validate import evaluate
 from losses import create_objective
 from models import create_model
 from models.accelerate import choose_acceleration
+from models.batchnorm import add_second_batchnorms
 from utils.device import choose_device, set_precision
 from utils.distributed import refuse_several_processes
 from utils.errors import ensure_writable
@@ -44,17 +48,11 @@ class Trainer:
         self.objective = create_objective(
             config.method, self.data.num_classes, config.label_smoothing, **config.parameters
         ).to(self.device)
-        self.guide = None
-        if "guide" in self.objective.passes:
-            self.guide = create_model(config.guide, self.data.num_classes).to(self.device)
+        if self.objective.bn_sets > 1:
+            add_second_batchnorms(self.student)
+        self.guide = create_guide(config, self.objective, self.data.num_classes, self.device)
         check_batches(self.data.loader, self.data.num_classes, config.student, config.guide if self.guide else None)
-        self.optimizer = torch.optim.SGD(
-            [p for net in (self.student, self.guide) if net is not None for p in net.parameters()],
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        self.optimizer = create_optimizer(config, [net for net in (self.student, self.guide) if net is not None])
         self.step = create_step(
             self.student,
             self.guide,
@@ -66,8 +64,7 @@ class Trainer:
             autocast=autocast,
             acceleration=choose_acceleration(self.device, config.compile, config.batch_size),
         )
-        averaged = config.average_every != "none"
-        self.average = WeightAverage(self.step.student, config.average_tau) if averaged else None
+        self.average = create_average(config, self.step.student, len(self.data.loader))
         self.progress = Progress()
         self.checkpoints = Checkpoints(
             config, self.data.fingerprint, self.student, self.guide, self.objective, self.optimizer, self.step,
@@ -112,6 +109,9 @@ class Trainer:
                 log.info(f"stopped early: no epoch since {best} was better (--patience {config.patience})")
                 return
             self._train_epoch(epoch, stop, pace)
+            if config.stop_overfitting and catastrophic(progress.train_robust):
+                log.info(overfitting_sentence(progress.train_robust, epoch))
+                return
             metrics = self._validate(epoch, stop)
             log.epoch(metrics, pace.seconds_left(epoch))
             progress.next_epoch()
@@ -122,6 +122,7 @@ class Trainer:
         """Train the remaining steps of an epoch."""
         config, progress, loader = self.config, self.progress, self.data.loader
         self.step.set_epoch(attack_spec(config, self.objective.start, epoch), awp_gamma(config, epoch))
+        self.objective.begin_epoch(epoch)
         bar = tqdm(
             loader.epoch(epoch, progress.step),
             total=len(loader),
@@ -133,14 +134,16 @@ class Trainer:
         )
         for *views, y in bar:
             begin = time.perf_counter()
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(config, epoch, (progress.step + 0.5) / len(loader))
+            at = epoch, progress.step, len(loader), self.step.updates_per_batch
+            self.step.set_rates(update_rates(config, *at))
             progress.add(self.step(views, y, self._generator(epoch, progress.step)), len(y))
             last = progress.step == len(loader)
             if self.average and (last or config.average_every == "step"):
                 self.average.update(self.student.state_dict())
             if last:
                 self.objective.end_epoch()
+                if config.stop_overfitting:
+                    progress.train_robust.append(self._overfitting_test(epoch))
             # On a GPU, reading the loss waits for it: not in every step.
             if self.device.type == "cpu" or last or progress.step % config.log_interval == 0:
                 self.checkpoints.check_loss()
@@ -151,6 +154,12 @@ class Trainer:
                 seen = min(progress.step * config.batch_size, len(loader.images))
                 bar.set_postfix(loss=f"{sum(progress.means(seen).values()):.4f}")
             stop.check()
+
+    def _overfitting_test(self, epoch: int) -> float:
+        """Accuracy under PGD-5 on the epoch's first batch; its passes in train mode move the BatchNorm statistics."""
+        x, *_, y = next(self.data.loader.epoch(epoch))
+        spec = attack_spec(self.config, "uniform", epoch)
+        return training_accuracy(self.step.student, x, y, spec, self._generator(epoch, len(self.data.loader)))
 
     def _validate(self, epoch: int, stop: StopSignal) -> dict[str, Any]:
         """The epoch's entry of metrics.jsonl: its losses, and the accuracies after it."""

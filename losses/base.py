@@ -1,9 +1,10 @@
 """What a training method is: the contract between the losses and the engine."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError
@@ -18,6 +19,7 @@ class Parameter:
         default: of the flag; methods that share a name may have different defaults.
         help: a phrase for ``--help``.
         at_least, above: the lower bound of the range, inclusive or exclusive.
+        whole: whether only whole numbers are in the range.
     """
 
     name: str
@@ -25,9 +27,12 @@ class Parameter:
     help: str
     at_least: float = 0.0
     above: float | None = None
+    whole: bool = False
 
     @property
     def range(self) -> str:
+        if self.whole:
+            return f"a whole number of {self.at_least:g} or more"
         if self.above is not None:
             return f"above {self.above:g}"
         return f"at least {self.at_least:g}" if self.at_least else "0 or more"
@@ -39,7 +44,7 @@ class Parameter:
             UserError: it is not.
         """
         inside = value >= self.at_least if self.above is None else value > self.above
-        if not (inside and value < float("inf")):
+        if not (inside and value < float("inf") and (not self.whole or value == int(value))):
             raise UserError(f"--{self.name.replace('_', '-')} {value:g} must be {self.range}")
         return value
 
@@ -64,9 +69,20 @@ class Objective(nn.Module):
         passes: the train-mode forward passes that the method needs, in the order in which the published program makes
             them, since each moves the BatchNorm statistics: ``"adv"`` is f(x'), ``"nat"`` f(x) and ``"guide"`` g(x).
             A name with the suffix ``".no_grad"`` is a pass that only moves the statistics. Without an ``"adv"`` pass
-            no attack is run.
+            no attack is run. ``"far"`` is f(x + h (x' - x)) with h = ``self.h``; ``"helper"`` is the guide on x', as
+            a frozen network in eval mode that is not trained.
+        after_update: passes that only move the statistics, made with the new weights.
         start: where the attack starts; see ``attacks.pgd.AttackSpec``.
+        attack_mode: the student's mode in the attack; see ``attacks.pgd.frozen``.
+        step_noise: standard deviation of the noise in each step of the attack; see ``attacks.pgd.AttackSpec``.
         inner_uses_clean: whether ``inner`` uses ``nat_logits``.
+        moves: ``moves(adv_logits, y, wrong) -> (B,) bool``, which images take the next step of the attack; see
+            ``attacks.pgd.perturb``. None is all of them.
+        first_inner: ``first_inner(adv_logits, nat_logits, y, u) -> (B,)``, what the attack maximises in one step more,
+            before the others, given u = U(-1, 1), (B, C). None is no such step.
+        bn_momentum: BatchNorm's momentum, but in the first update, where it is 1; 0 leaves the network's.
+        bn_sets: how many sets of BatchNorm layers the student has, which share all other weights.
+        views: how many views of each image the method needs, the second and later ones augmented; see ``step``.
         awp_passes: the passes in a run with adversarial weight perturbation; ``passes`` where empty.
         step: which training step runs the method; see ``engine.steps.STEPS``.
         source: the paper, for ``--help`` and reports.
@@ -76,13 +92,22 @@ class Objective(nn.Module):
     tag: ClassVar[str]
     passes: tuple[str, ...]
     awp_passes: tuple[str, ...] = ()
+    after_update: ClassVar[tuple[str, ...]] = ()
     step: ClassVar[str] = "standard"
     start: ClassVar[str] = "gaussian"
+    attack_mode: ClassVar[str] = "eval"
+    step_noise: float = 0.0
     inner_uses_clean: ClassVar[bool] = False
+    moves: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    first_inner: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
+    bn_momentum: float = 0.0
+    bn_sets: ClassVar[int] = 1
+    views: ClassVar[int] = 1
     source: ClassVar[str]
 
     def __init__(self, num_classes: int = 0, label_smoothing: float = 0.0, **values: float):
         super().__init__()
+        self.label_smoothing = label_smoothing
         self.cross_entropy = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         for name, value in self.complete(values).items():
             setattr(self, name, value)
@@ -129,6 +154,10 @@ class Objective(nn.Module):
         On CUDA it is captured into the step's graph: change tensors in place, and use no Python state and no .item().
         """
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Called at the start of each epoch (1, 2, ...), and when a run resumes in it: sets what depends on the epoch
+        alone, in place or as a value that no CUDA graph holds."""
+
     def end_epoch(self) -> None:
         """Called once after the last step of each epoch."""
 
@@ -138,3 +167,9 @@ def kl_per_image(nat_logits: Tensor, adv_logits: Tensor) -> Tensor:
     # With softmax, not log_target: near x' = x the gradient is p(x') - p(x), all rounding, and the published program
     # rounds it so.
     return nn.functional.kl_div(adv_logits.log_softmax(1), nat_logits.softmax(1), reduction="none").sum(1)
+
+
+def smooth_labels(y: Tensor, like: Tensor, smoothing: float) -> Tensor:
+    """Labels (B,) as distributions like ``like`` (B, C): 1 - s for the label and s / (C - 1) for each other class."""
+    other = smoothing / (like.shape[1] - 1)
+    return torch.full_like(like, other).scatter(1, y[:, None], 1 - smoothing)

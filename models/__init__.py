@@ -1,4 +1,4 @@
-"""Networks by name. Every one maps images in [0, 1], NCHW, to logits (B, C); no mean/std normalisation anywhere."""
+"""Networks by name. Every one maps images in [0, 1], NCHW, to logits (B, C); those named swish normalise inside."""
 
 import os
 import re
@@ -6,8 +6,9 @@ import re
 import torch
 from torch import nn
 
-from models.resnet import PreActResNet18, ResNet18
+from models.resnet import PreActResNet18, ResNet18, ResNet50
 from models.wideresnet import WideResNet
+from models.wideresnet_swish import SwishWideResNet
 from utils.errors import UserError
 
 MOST_DEPTH, MOST_WIDTH, MOST_CLASSES = 1000, 64, 100_000  # beyond any published network
@@ -15,6 +16,8 @@ RESNETS = {
     "resnet18": ResNet18,
     "resnet18-guide": lambda num_classes: ResNet18(num_classes, strides=(1, 1, 2, 2)),
     "preactresnet18": PreActResNet18,
+    "preactresnet18-yopo": lambda num_classes: PreActResNet18(num_classes, final_bn=False),
+    "resnet50": ResNet50,
 }
 
 
@@ -23,7 +26,8 @@ def create_model(name: str, num_classes: int) -> nn.Module:
 
     Args:
         name: ``wrn-D-K`` with D = 6n + 4 (10, 16, 22, 28, 34, ...) and K >= 1, ``resnet18``, ``resnet18-guide``
-            (LBGAT's guide: strides 1, 1, 2, 2) or ``preactresnet18``.
+            (LBGAT's guide: strides 1, 1, 2, 2), ``preactresnet18``, ``preactresnet18-yopo`` (without the final
+            BN-ReLU), ``resnet50``, or ``wrn-D-K-swish`` (Gowal et al. 2020; it normalises the images itself).
         num_classes: number of logits C, 2 to 100,000.
 
     Raises:
@@ -49,10 +53,10 @@ def _build(name: str, num_classes: int) -> nn.Module:
         raise UserError(f"a classifier needs at least 2 classes and at most {MOST_CLASSES}, not {num_classes}")
     if name in RESNETS:
         return RESNETS[name](num_classes)
-    if re.fullmatch(r"wrn-[0-9]+-[0-9]+", name):
-        depth, widen_factor = (int(part) if len(part) <= 4 else MOST_DEPTH + 1 for part in name.split("-")[1:])
+    if match := re.fullmatch(r"wrn-([0-9]+)-([0-9]+)(-swish)?", name):
+        depth, widen_factor = (int(part) if len(part) <= 4 else MOST_DEPTH + 1 for part in match.groups()[:2])
         if 10 <= depth <= MOST_DEPTH and depth % 6 == 4 and 1 <= widen_factor <= MOST_WIDTH:
-            return WideResNet(depth, widen_factor, num_classes)
+            return (SwishWideResNet if match[3] else WideResNet)(depth, widen_factor, num_classes)
         raise UserError(
             f"model {name[:40]!r}: a WideResNet's depth is 10, 16, 22, 28, 34, ... (6n+4) and its width at least 1, "
             f"at most {MOST_DEPTH} and {MOST_WIDTH}"

@@ -109,6 +109,10 @@ class AcceleratedModel:
             self.run_eagerly(error)
             return self._run(eager, eager, images)
 
+    def eager_logits(self, images: Tensor) -> Tensor:
+        """As ``train_logits``, never compiled: for hooks on the model's layers."""
+        return self._run(self.model, self.model, images)
+
     def run_eagerly(self, error: Exception) -> None:
         """Drop what was compiled, because of an error in it."""
         self._train_forward, self._attack_forward = self.model, self._folded or self.model

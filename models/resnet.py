@@ -1,4 +1,4 @@
-"""ResNet-18 for small images (He et al. 2016) and its pre-activation form."""
+"""ResNet-18 and ResNet-50 for small images (He et al. 2016), and ResNet-18's pre-activation form."""
 
 from collections.abc import Sequence
 
@@ -26,6 +26,32 @@ class BasicBlock(nn.Module):
         return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
 
+class Bottleneck(nn.Module):
+    """1x1 conv-BN-ReLU, 3x3 conv-BN-ReLU, 1x1 conv-BN to four times the width, plus shortcut, then ReLU."""
+
+    expansion = 4
+
+    def __init__(self, in_planes: int, planes: int, stride: int):
+        super().__init__()
+        out_planes = self.expansion * planes
+        self.conv1 = nn.Conv2d(in_planes, planes, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv3 = nn.Conv2d(planes, out_planes, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_planes)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or in_planes != out_planes:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_planes, out_planes, 1, stride=stride, bias=False), nn.BatchNorm2d(out_planes)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn2(self.conv2(out)))
+        return F.relu(self.bn3(self.conv3(out)) + self.shortcut(x))
+
+
 class PreActBlock(nn.Module):
     """BN-ReLU-conv-BN-ReLU-conv plus shortcut; a projecting shortcut starts after the first ReLU."""
 
@@ -49,12 +75,15 @@ class PreActBlock(nn.Module):
 WIDTHS = (64, 128, 256, 512)
 
 
-def _make_layers(block: type[nn.Module], strides: Sequence[int]) -> list[nn.Sequential]:
-    """The four groups of two blocks; the group's stride belongs to its first block."""
+def _make_layers(
+    block: type[nn.Module], strides: Sequence[int], numbers: Sequence[int] = (2, 2, 2, 2), expansion: int = 1
+) -> list[nn.Sequential]:
+    """The four groups of blocks; the group's stride belongs to its first block."""
     layers, in_planes = [], WIDTHS[0]
-    for planes, stride in zip(WIDTHS, strides, strict=True):
-        layers.append(nn.Sequential(block(in_planes, planes, stride), block(planes, planes, 1)))
-        in_planes = planes
+    for planes, stride, number in zip(WIDTHS, strides, numbers, strict=True):
+        others = [block(expansion * planes, planes, 1) for _ in range(number - 1)]
+        layers.append(nn.Sequential(block(in_planes, planes, stride), *others))
+        in_planes = expansion * planes
     return layers
 
 
@@ -81,8 +110,8 @@ class ResNet18(nn.Module):
         return self.linear(F.adaptive_avg_pool2d(out, 1).flatten(1))
 
 
-class PreActResNet18(nn.Module):
-    """Pre-activation ResNet-18 (strides 1, 2, 2, 2) with a final BN-ReLU, the network of Rice et al. 2020 and AWP.
+class ResNet50(nn.Module):
+    """ResNet-50 with a 3x3 stem and no max pool (strides 1, 2, 2, 2): the CIFAR network of Engstrom et al. 2019.
 
     Args:
         num_classes: number of logits C.
@@ -93,10 +122,36 @@ class PreActResNet18(nn.Module):
     def __init__(self, num_classes: int):
         super().__init__()
         self.conv1 = nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(WIDTHS[0])
+        layers = _make_layers(Bottleneck, (1, 2, 2, 2), (3, 4, 6, 3), Bottleneck.expansion)
+        self.layer1, self.layer2, self.layer3, self.layer4 = layers
+        self.linear = nn.Linear(Bottleneck.expansion * WIDTHS[3], num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
+        return self.linear(F.adaptive_avg_pool2d(out, 1).flatten(1))
+
+
+class PreActResNet18(nn.Module):
+    """Pre-activation ResNet-18 (strides 1, 2, 2, 2) with a final BN-ReLU, the network of Rice et al. 2020 and AWP.
+
+    Args:
+        num_classes: number of logits C.
+        final_bn: whether there is the final BN-ReLU; YOPO's network has none.
+
+    Input: images (B, 3, H, W) in [0, 1]. Output: logits (B, C), after a global average pool.
+    """
+
+    def __init__(self, num_classes: int, final_bn: bool = True):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False)
         self.layer1, self.layer2, self.layer3, self.layer4 = _make_layers(PreActBlock, (1, 2, 2, 2))
-        self.bn = nn.BatchNorm2d(WIDTHS[3])
+        self.bn = nn.BatchNorm2d(WIDTHS[3]) if final_bn else None
         self.linear = nn.Linear(WIDTHS[3], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
-        return self.linear(F.adaptive_avg_pool2d(F.relu(self.bn(out)), 1).flatten(1))
+        if self.bn is not None:
+            out = F.relu(self.bn(out))
+        return self.linear(F.adaptive_avg_pool2d(out, 1).flatten(1))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models import create_model
+from models.batchnorm import SECOND
 from utils.errors import UserError
 
 LARGEST_RATIO = 4  # how many times the members of a checkpoint may be larger than the file: torch compresses nothing
@@ -86,7 +87,8 @@ def student_state(content: Any, path: str | Path) -> dict[str, Tensor]:
     """The student's plain state dict in a loaded file: ours, a published one, or one wrapped as ``state_dict``.
 
     Of a run that averages weights it is the average, in last.pt as in best.pt: that is what its recipe is judged by.
-    ``module.`` (DataParallel) is stripped and the unused group ``sub_block1`` of the published files dropped.
+    ``module.`` (DataParallel) is stripped; the unused group ``sub_block1`` of the published files and a second set of
+    BatchNorm layers, with which no evaluation computes, are dropped.
 
     Raises:
         UserError: there is no state dict in it.
@@ -106,7 +108,8 @@ def student_state(content: Any, path: str | Path) -> dict[str, Tensor]:
     ):
         raise UserError(f"{path} does not hold a state dict (names and tensors): pass a network's weights")
     stripped = {name.removeprefix("module."): tensor for name, tensor in content.items()}
-    return {name: tensor for name, tensor in stripped.items() if not name.startswith("sub_block1.")}
+    unused = re.compile(rf"sub_block1\.|.*\.{SECOND}\.")
+    return {name: tensor for name, tensor in stripped.items() if not unused.match(name)}
 
 
 def create_from_state(name: str, num_classes: int, state: dict[str, Tensor], path: str | Path) -> nn.Module:
@@ -181,7 +184,7 @@ def infer_architecture(state: dict[str, Tensor]) -> tuple[str | None, int | None
 
     ResNet-18 and the guide differ in their strides alone, which no checkpoint shows: their name is None.
     """
-    for head in ("fc.weight", "linear.weight"):
+    for head in ("fc.weight", "linear.weight", "logits.weight"):
         if head in state and state[head].dim() == 2:
             num_classes = state[head].shape[0]
             break
@@ -190,6 +193,11 @@ def infer_architecture(state: dict[str, Tensor]) -> tuple[str | None, int | None
     blocks = {int(m[1]) for name in state if (m := re.match(r"block1\.layer\.([0-9]{1,3})\.", name))}
     if blocks and state.get("bn1.weight", torch.empty(())).dim() == 1:
         return f"wrn-{6 * len(blocks) + 4}-{state['bn1.weight'].shape[0] // 64}", num_classes
+    swish = {int(m[1]) for name in state if (m := re.match(r"layer\.0\.block\.([0-9]{1,3})\.", name))}
+    if swish and state.get("batchnorm.weight", torch.empty(())).dim() == 1:
+        return f"wrn-{6 * len(swish) + 4}-{state['batchnorm.weight'].shape[0] // 64}-swish", num_classes
+    if "layer1.0.conv3.weight" in state:
+        return "resnet50", num_classes
     return ("preactresnet18" if "bn.weight" in state else None), num_classes
 
 

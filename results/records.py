@@ -17,13 +17,16 @@ NOT_PART_OF_A_RECIPE = {
     "checkpoint_dir", "compile", "data_dir", "device", "eval_size", "extra_data", "log_dir", "log_interval", "mark",
     "max_minutes", "patience", "precision", "resume", "save_freq", "seed", "val_size",
 }  # fmt: skip
-NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "resnet18": "ResNet-18", "resnet18-guide": "ResNet-18 (guide)"}
+NAMES = {
+    "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "resnet18": "ResNet-18", "resnet18-guide": "ResNet-18 (guide)",
+    "preactresnet18": "PreActResNet-18", "preactresnet18-yopo": "PreActResNet-18-YOPO", "resnet50": "ResNet-50",
+}  # fmt: skip
 TITLE = re.compile(r"# (?P<method>.+?) \(.+?\): (?P<dataset>\S+), (?P<network>\S+); .+\.")
 
 
 def display(name: str) -> str:
     """``wrn-34-10`` -> ``WRN-34-10``, ``cifar10`` -> ``CIFAR-10``."""
-    return NAMES.get(name, name.upper() if name.startswith("wrn") else name)
+    return NAMES.get(name, name.upper().replace("-SWISH", "") if name.startswith("wrn") else name)
 
 
 @dataclass(frozen=True)

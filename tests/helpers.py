@@ -79,7 +79,7 @@ class Golden:
         self.networks = sorted({key.split("/")[1] for key in self.arrays if key.startswith("forward/")})
         self.steps = int(self.arrays["meta/steps"])
         self.num_classes = int(self.arrays["meta/num_classes"])
-        self.sin_factor = float(self.arrays["meta/sin_factor"])
+        self.sin_factor = float(self.arrays.get("meta/sin_factor", 0.0))
 
     def get(self, *path: object) -> torch.Tensor:
         return torch.from_numpy(np.asarray(self.arrays["/".join(map(str, path))]))

@@ -5,6 +5,7 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 from utils.errors import UserError
@@ -99,6 +100,45 @@ def flag(name: str) -> str:
 def require(condition: bool, message: str) -> None:
     if not condition:
         raise UserError(message)
+
+
+def check_range(f: dataclasses.Field, value: Any) -> None:
+    """Raises: UserError: the value is none of the field's choices, or outside of its range."""
+    choices, low, above, below = (f.metadata.get(key) for key in ("choices", "at_least", "above", "below"))
+    require(choices is None or value in choices, f"{flag(f.name)} {value}: choose {' or '.join(choices or ())}")
+    if (low, above, below) == (None, None, None):
+        return
+    if above is not None:
+        bounds = f"above {above:g}"
+    elif below is not None:
+        bounds = f"in [{low:g}, {below:g})"
+    else:
+        bounds = f"at least {low:g}" if low else "0 or more"
+    inside = (
+        (low is None or value >= low)
+        and (above is None or value > above)
+        and (value < (math.inf if below is None else below))
+    )
+    require(inside, f"{flag(f.name)} {value} must be {bounds}")
+
+
+def parse_epochs(text: str) -> tuple[int | Fraction, ...]:
+    """``76,91`` -> (76, 91); ``3/4,9/10`` -> parts of the run; an empty string is no epoch at all."""
+    try:
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        return tuple(Fraction(part) if "/" in part else int(part) for part in parts)
+    except (ValueError, ZeroDivisionError) as error:
+        raise UserError(
+            f"{text[:40]!r} is not a list of epochs: write 76,91, or 3/4,9/10 for parts of the run"
+        ) from error
+
+
+def parse_factors(text: str) -> tuple[float, ...]:
+    """``0.1,0.5`` -> (0.1, 0.5)."""
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise UserError(f"{text[:40]!r} is not a list of numbers: write 0.1,0.5") from error
 
 
 class Parser(argparse.ArgumentParser):

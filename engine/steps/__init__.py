@@ -6,6 +6,7 @@ and name it in ``STEPS``; a method chooses it by ``Objective.step``.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +14,10 @@ from torch import Tensor, nn
 
 from attacks.pgd import AttackSpec
 from engine.steps.cuda_graph import EagerFallback, GraphedStep
+from engine.steps.free import FreeStep
+from engine.steps.joint_views import JointViewsStep
 from engine.steps.standard import StandardStep
+from engine.steps.yopo import TRADESYOPOStep, YOPOStep
 from losses.base import Objective
 from models.accelerate import AcceleratedModel, AccelerationConfig
 
@@ -37,6 +41,9 @@ class Step(Protocol):
     def set_epoch(self, attack: AttackSpec, awp_gamma: float) -> None:
         """Set the inner maximisation and the size of the weight perturbation, from now on."""
 
+    def set_rates(self, rates: Sequence[dict[str, float]]) -> None:
+        """Set learning rate and momentum of each of the next batch's updates: ``{"lr": ..., "momentum": ...}``."""
+
     def __call__(
         self, views: Sequence[Tensor], y: Tensor, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
@@ -58,7 +65,13 @@ class Step(Protocol):
         """Restore what ``state_dict`` returned."""
 
 
-STEPS: dict[str, Callable[..., Step]] = {"standard": StandardStep}
+STEPS: dict[str, Callable[..., Step]] = {
+    "standard": StandardStep,
+    "free": FreeStep,
+    "yopo": YOPOStep,
+    "trades-yopo": TRADESYOPOStep,
+    "joint-views": JointViewsStep,
+}
 
 
 def create_step(
@@ -84,6 +97,8 @@ def create_step(
         autocast: makes the context in which forward passes run (mixed precision); losses are computed in float32.
         acceleration: how the forward passes run; no choice changes the mathematics.
     """
+    if objective.bn_sets > 1:  # a compiled forward holds on to one set
+        acceleration = replace(acceleration, compile_batch_size=0, cuda_graphs=False)
     torch.backends.cudnn.benchmark = True  # the shapes stay the same: let cuDNN time its algorithms once
     networks = [AcceleratedModel(net, acceleration, autocast) if net is not None else None for net in (student, guide)]
     step = STEPS[objective.step](*networks, objective, optimizer, attack, awp_gamma, view_weights)

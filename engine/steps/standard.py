@@ -2,17 +2,33 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attacks.awp import directions, perturbed, perturbed_weights, statistics_kept
-from attacks.pgd import AttackSpec, frozen, perturb, starting_point
+from attacks.pgd import AttackSpec, frozen, perturb, starting_point, uniform
 from losses.base import Objective
 from models.accelerate import AcceleratedModel
+from utils.errors import UserError
 
 Logits = dict[str, Tensor]  # by forward pass
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rates: dict[str, float]) -> None:
+    """Set the learning rate and the momentum of the next update, ``{"lr": ..., "momentum": ...}``."""
+    for group in optimizer.param_groups:
+        group.update(rates)
+
+
+def refuse_beyond_linf(step: "StandardStep", method: str) -> None:
+    """Raises: UserError: settings that are not of a method with an l-inf attack of its own on plain images."""
+    if step.attack.norm != "linf":
+        raise UserError(f"--norm {step.attack.norm} is not for {method}: its attack is of l-inf")
+    if step.awp_gamma or any(step.view_weights[1:]):
+        raise UserError(f"--awp-gamma and --augment-view-weight are not for {method}: leave them out")
 
 
 class StandardStep:
@@ -52,17 +68,34 @@ class StandardStep:
 
     @property
     def capturable(self) -> bool:
-        return not self.awp_gamma  # the optimizer steps at the perturbed weights
+        # The optimizer steps at the perturbed weights; an attack may wait for the device or draw random numbers.
+        chosen = self.objective
+        return not (self.awp_gamma or chosen.moves or chosen.first_inner or chosen.step_noise or chosen.after_update)
 
     def set_epoch(self, attack: AttackSpec, awp_gamma: float) -> None:
         self.attack, self.awp_gamma = attack, awp_gamma
+
+    def set_rates(self, rates: Sequence[dict[str, float]]) -> None:
+        set_rates(self.optimizer, rates[0])
 
     def __call__(
         self, views: Sequence[Tensor], y: Tensor, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         views = [self.student.in_memory_order(x) for x in views]
-        self.x_adv = self.adversarial(views, y, self.draw_starts(views, generator))
-        return self.update(views, y)
+        self._set_bn_momentum()
+        self.x_adv = self.adversarial(views, y, self.draw_starts(views, generator), generator)
+        terms = self.update(views, y)
+        for i, x in enumerate(views):
+            self.run_passes(self.objective.after_update, i, x, {})
+        return terms
+
+    def _set_bn_momentum(self) -> None:
+        """Set the momentum that the objective names: in the first update the statistics are those of the batch."""
+        if not self.objective.bn_momentum:
+            return
+        for module in self.student.model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = self.objective.bn_momentum if self.optimizer.state else 1.0
 
     def update(self, views: Sequence[Tensor], y: Tensor) -> dict[str, Tensor]:
         """Take one optimizer step on the method's outer loss at ``x_adv``. Returns the detached terms."""
@@ -83,17 +116,40 @@ class StandardStep:
         self.x_adv = self.adversarial(views, y, starts)
         return self.gradients(views, y, [{} for _ in views])
 
-    def adversarial(self, views: Sequence[Tensor], y: Tensor, starts: Sequence[Tensor]) -> list[Tensor]:
-        """x' of each view by the method's inner maximisation, student in eval mode; none without starts."""
-        if not starts:
-            return []
-        self.student.refresh()
-        inner, uses_clean = self.objective.inner, self.objective.inner_uses_clean
-        with frozen(self.student.model):
-            return [
-                perturb(self.student.attack_logits, x, y, inner, self.attack, start=start, uses_clean=uses_clean)
-                for x, start in zip(views, starts, strict=True)
-            ]
+    def adversarial(
+        self, views: Sequence[Tensor], y: Tensor, starts: Sequence[Tensor], generator: torch.Generator | None = None
+    ) -> list[Tensor]:
+        """x' of each view by the method's inner maximisation; none without starts."""
+        return [self.attack_view(x, y, start, generator) for x, start in zip(views, starts, strict=bool(starts))]
+
+    def attack_view(self, x: Tensor, y: Tensor, start: Tensor, generator: torch.Generator | None) -> Tensor:
+        """x' of one view, from a start; the student is in the mode that the objective names."""
+        chosen, spec, first = self.objective, self.attack, None
+        if chosen.step_noise:
+            spec = replace(spec, noise=chosen.step_noise)
+        if chosen.first_inner:
+            spec = replace(spec, num_steps=spec.num_steps + 1)
+
+            def first(adv_logits: Tensor, nat_logits: Tensor, y: Tensor) -> Tensor:
+                return chosen.first_inner(adv_logits, nat_logits, y, uniform(nat_logits, generator))
+
+        evaluated = chosen.attack_mode == "eval"
+        if evaluated:
+            self.student.refresh()
+        with frozen(self.student.model, chosen.attack_mode):
+            return perturb(
+                self.student.attack_logits if evaluated else self.student.train_logits,
+                x,
+                y,
+                chosen.inner,
+                spec,
+                generator=generator,
+                start=start,
+                uses_clean=chosen.inner_uses_clean,
+                moves=chosen.moves,
+                stopped_leave=evaluated,
+                first=first,
+            )
 
     def gradients(self, views: Sequence[Tensor], y: Tensor, logits: list[Logits]) -> dict[str, Tensor]:
         """Compute the gradients of the outer loss, summed over the views, and call the objective's ``after_step``.
@@ -121,22 +177,34 @@ class StandardStep:
             passes: forward passes to run, in this order.
             logits: by pass; those that are there already are not run, the others are added.
         """
-        for name in passes:
-            kind = name.removesuffix(".no_grad")
-            network = self.guide if kind == "guide" else self.student
-            images = self.x_adv[i] if kind == "adv" else x
-            network.model.train()
-            if name.endswith(".no_grad"):
-                with torch.no_grad():
-                    network.train_logits(images)
-            elif name not in logits:
-                logits[name] = network.train_logits(images)
+        self.run_passes(passes, i, x, logits)
         return {name: self.view_weights[i] * term for name, term in self.objective.outer(logits, y).items()}
+
+    def run_passes(self, passes: Iterable[str], i: int, x: Tensor, logits: Logits) -> None:
+        """Make forward passes on view i; see ``Objective.passes``, and ``outer`` for the logits."""
+        for name in passes:
+            kind, _, only_statistics = name.partition(".")
+            if name in logits:
+                continue
+            if kind == "helper":
+                with torch.no_grad(), frozen(self.guide.model):
+                    self.guide.refresh()
+                    logits[name] = self.guide.attack_logits(self.x_adv[i])
+                continue
+            images = self.x_adv[i] if kind in ("adv", "far") else x
+            if kind == "far":
+                images = x + self.objective.h * (images - x)
+            network = self.guide if kind == "guide" else self.student
+            network.model.train()
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not only_statistics):
+                out = network.train_logits(images)
+            if not only_statistics:
+                logits[name] = out
 
     def _perturbation(self, views: Sequence[Tensor], y: Tensor, logits: list[Logits]) -> AbstractContextManager:
         """The context in which the student's weights are perturbed. The guide's passes, which the perturbation does not
         change, are run here and added to ``logits``."""
-        if self.guide is not None:
+        if "guide" in self.passes:
             self.guide.model.train()
             for x, known in zip(views, logits, strict=True):
                 known["guide"] = self.guide.train_logits(x)

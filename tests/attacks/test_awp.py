@@ -22,8 +22,10 @@ def labels():
 
 def make_step(method, gamma, weight_decay=5e-4):
     """A step and its batch; the same whenever it is called."""
-    student, guide = new_tiny_net(4, 1), new_tiny_net(5, 2) if method == "lbgat" else None
-    parameters = [p for net in (student, guide) if net for p in net.parameters()]
+    student, guide = new_tiny_net(4, 1), new_tiny_net(5, 2) if method in ("lbgat", "hat") else None
+    if method == "hat":
+        guide.eval().requires_grad_(False)
+    parameters = [p for net in (student, guide) if net for p in net.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=weight_decay)
     chosen = objective(method, **VALUES).double()
     attack = AttackSpec(0.05, 0.02, 2)
@@ -53,6 +55,10 @@ def reference_awp_step(step, views, y, gamma, proxy_lr):
             logits = {}
             for name in passes:
                 source = {"adv": (net, x_adv), "nat": (net, x), "guide": (guide, x)}
+                if name == "helper":
+                    logits[name] = guide(x_adv)
+                    continue
+                source["far"] = net, x + 2 * (x_adv - x)
                 model, images = source[name.removesuffix(".no_grad")]
                 logits[name] = model.train()(images)
             total = total + weight * sum(chosen.outer(logits, y).values())
@@ -87,7 +93,7 @@ def states(step):
 
 
 @pytest.mark.parametrize("second", [False, True], ids=["one view", "two views"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].step == "standard"])
 def test_awp_step_equals_the_step_with_a_proxy(method, second):
     results = []
     for reference in (True, False):

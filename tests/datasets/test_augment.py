@@ -90,7 +90,7 @@ def test_cutout_holes():
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("mixup", "--augment mixup: choose none, cutout, randaugment, autoaugment or autoaugment-POLICY"),
+        ("mixup", "--augment mixup: choose none, cutout, rotation, randaugment, autoaugment or autoaugment-POLICY"),
         ("cutout-3", "--augment cutout-3: choose none"),
         ("autoaugment-mnist", "--augment autoaugment-mnist: torchvision's policies are cifar10, imagenet, svhn"),
         ("autoaugment-", "--augment autoaugment-: torchvision's policies are cifar10, imagenet, svhn"),
@@ -126,14 +126,14 @@ def loader(augmentation="autoaugment", **kwargs):
 
 @pytest.mark.parametrize("two_views", [False, True])
 def test_batches_depend_on_seed_and_epoch_alone_and_resume(two_views):
-    expected = batches(loader(two_views=two_views), 3)
+    expected = batches(loader(views=1 + two_views), 3)
     torch.manual_seed(99)
-    assert equal(batches(loader(two_views=two_views), 3), expected)
+    assert equal(batches(loader(views=1 + two_views), 3), expected)
     width = 3 if two_views else 2
     for step in (1, 2):
-        assert equal(batches(loader(two_views=two_views), 3, step), expected[width * step :])
-    assert not equal(batches(loader(two_views=two_views), 4), expected)
-    assert not equal(batches(loader(two_views=two_views, seed=2), 3), expected)
+        assert equal(batches(loader(views=1 + two_views), 3, step), expected[width * step :])
+    assert not equal(batches(loader(views=1 + two_views), 4), expected)
+    assert not equal(batches(loader(views=1 + two_views, seed=2), 3), expected)
 
 
 def test_augmentation_comes_after_crop_and_flip():
@@ -147,7 +147,7 @@ def test_augmentation_comes_after_crop_and_flip():
 
 
 def test_first_view_is_the_plain_one_bit_for_bit():
-    both, plain = batches(loader(two_views=True), 2), batches(loader("none"), 2)
+    both, plain = batches(loader(views=2), 2), batches(loader("none"), 2)
     assert len(both) == 9
     assert equal(both[0::3], plain[0::2]) and equal(both[2::3], plain[1::2])
     assert all(
@@ -165,7 +165,7 @@ def test_every_step_draws_its_own_augmentation():
 
 
 def test_each_view_has_its_own_crop_and_flip():
-    plain, second, _ = next(loader(batch_size=24, augmentation="none", two_views=True).epoch(1))
+    plain, second, _ = next(loader(batch_size=24, augmentation="none", views=2).epoch(1))
     assert (plain == second).flatten(1).all(1).sum() < 3  # each image with a probability of 1 in 162
 
 

@@ -46,6 +46,7 @@ VALUES = {
     "mark": "my-run_1.2+x",
     "decay_epochs": (5, 6),
 }
+VALUES |= {"decay_factors": (0.5, 0.25), "onecycle_up": 0.5, "save_freq": 1}
 VALUES |= {"version": "custom", "epsilons": (0.0, 0.5), "export": ("robustbench", "out"), "compare": ("a", "b")}
 
 
@@ -55,6 +56,8 @@ def another_value(f, config):
         return VALUES[f.name]
     if "choices" in f.metadata:
         return next(choice for choice in f.metadata["choices"] if choice != f.default)
+    if isinstance(f.default, bool):
+        return not f.default
     if isinstance(f.default, float):
         return f.default / 2 + 0.125
     return f.default + 3 if isinstance(f.default, int) else "some"
@@ -66,6 +69,9 @@ def test_every_field_has_a_flag(parse, config):
     values = {f.name: another_value(f, config) for f in dataclasses.fields(config) if f.name not in left_out}
     argv = []
     for name, value in values.items():
+        if value is True:
+            argv.append(flag(name))
+            continue
         words = value if isinstance(value, tuple) else (value,)
         argv += [flag(name), *words] if name in ("export", "compare") else [flag(name), ",".join(map(str, words))]
     assert all(value != getattr(config(), name) for name, value in values.items())
@@ -276,7 +282,7 @@ def test_run_name(line, name):
 
 
 def test_impossible_choice_without_a_command_line():
-    with pytest.raises(UserError, match="--schedule linear: choose multistep or cosine or onecycle"):
+    with pytest.raises(UserError, match="--schedule linear: choose multistep or piecewise or cosine"):
         TrainConfig(schedule="linear")
 
 

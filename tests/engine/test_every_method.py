@@ -11,10 +11,12 @@ from attacks.pgd import frozen
 from engine.config import TrainConfig
 from engine.logger import Logger
 from engine.resume import load_training_state
+from engine.steps import STEPS
 from engine.steps.standard import StandardStep
 from engine.stopping import Stopped
 from engine.trainer import Trainer
 from losses import METHODS
+from models import create_model
 from models.weights import student_state
 from utils.errors import UserError
 
@@ -40,9 +42,10 @@ def trainer(tmp_path, monkeypatch):
     return make
 
 
-def stop_after(monkeypatch, number):
+def stop_after(monkeypatch, method, number):
     """The process gets a SIGTERM during its training step of that number."""
-    count, original = 0, StandardStep.__call__
+    kind = STEPS[METHODS[method].step]
+    count, original = 0, kind.__call__
 
     def step(self, *args):
         nonlocal count
@@ -51,7 +54,7 @@ def stop_after(monkeypatch, number):
             signal.raise_signal(signal.SIGTERM)
         return original(self, *args)
 
-    monkeypatch.setattr(StandardStep, "__call__", step)
+    monkeypatch.setattr(kind, "__call__", step)
 
 
 def saved(folder, name):
@@ -73,12 +76,29 @@ def assert_same_weights(a, b):
         assert torch.equal(a[name], b[name]), name
 
 
+def helper(folder):
+    """The file of a network that HAT may take for its helper."""
+    torch.manual_seed(3)
+    torch.save(create_model("wrn-10-1", 10).state_dict(), folder / "helper.pt")
+    return folder / "helper.pt"
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_resumes_bit_for_bit_with_everything_on(tmp_path, monkeypatch, trainer, method):
     settings = {**EVERYTHING, "method": method, "average_every": "epoch" if method in ("lbgat", "gkl") else "step"}
+    if METHODS[method].step in ("free", "yopo", "trades-yopo"):
+        settings["awp_gamma"] = 0.0  # which these steps refuse
+        settings["schedule"] = "cyclic"
+    if method.startswith("fgsm"):
+        settings |= {"stop_overfitting": True, "limit_train": 40}
+    if method == "wa-trades":
+        settings |= {"no_norm_decay": True, "nesterov": True, "average_ramp": True, "average_warmup": 0.25}
+        settings["schedule"] = "onecycle-updates"
+    if method == "hat":
+        settings["guide_checkpoint"] = str(helper(tmp_path))
     trainer("whole", **settings).fit()
     with monkeypatch.context() as patch:
-        stop_after(patch, 5)  # in the middle of the second epoch of three steps
+        stop_after(patch, method, 5)  # in the middle of the second epoch of three steps
         with pytest.raises(Stopped):
             trainer("parts", **settings).fit()
     assert (saved(tmp_path / "parts", "last.pt")["epoch"], saved(tmp_path / "parts", "last.pt")["steps_done"]) == (2, 2)
@@ -88,6 +108,10 @@ def test_every_method_resumes_bit_for_bit_with_everything_on(tmp_path, monkeypat
     lines = [(tmp_path / f / "run" / "metrics.jsonl").read_text().splitlines() for f in ("whole", "parts")]
     for a, b in zip(*([json.loads(line) for line in each] for each in lines), strict=True):
         assert {k for k in a if a[k] != b[k]} <= {"seconds", "images_per_second", "crc32"} and a.keys() == b.keys()
+    if method == "free":
+        assert saved(tmp_path / "whole", "last.pt")["step"]["delta"].shape == (16, 3, 16, 16)
+    if method.startswith("fgsm"):
+        assert len(saved(tmp_path / "whole", "last.pt")["train_robust"]) == 2
     if method in ("ikl", "gkl"):
         state = saved(tmp_path / "whole", "last.pt")["objective"]
         assert not state["prior_sums"].any() and not torch.equal(state["prior"], torch.full((10, 10), 0.1))

@@ -22,7 +22,7 @@ def step_of(method, **values):
 def test_each_view_is_attacked_from_its_own_start(monkeypatch):
     starts = []
 
-    def recording(forward, x, y, inner, spec, start, uses_clean):
+    def recording(forward, x, y, inner, spec, start, **others):
         starts.append(start)
         return start
 
@@ -79,7 +79,7 @@ def test_only_images_that_move_take_a_step():
     inner = create_objective("at").inner
     steps = iter(range(3))
 
-    def moves(logits, labels):
+    def moves(logits, labels, wrong):
         assert logits.shape == (4, 3) and torch.equal(labels, y)
         return torch.arange(4) > next(steps)
 
@@ -87,6 +87,35 @@ def test_only_images_that_move_take_a_step():
     x_adv = perturb(net, x, y, inner, spec, uses_clean=False, moves=moves)
     distance = (x_adv - x).abs().flatten(1)
     torch.testing.assert_close(distance, 0.1 * torch.arange(4).double()[:, None].expand(4, 12))
+
+
+def test_radius_length_and_number_of_steps_of_each_image():
+    """Image i takes n_i steps of s_i within e_i, whether stopped images are still computed or not."""
+    net, x, y = linear(), torch.full((4, 3, 2, 2), 0.5, dtype=torch.float64), torch.zeros(4, dtype=torch.int64)
+    epsilon = torch.tensor([0.4, 0.4, 0.15, 0.4]).double()
+    size, number = torch.tensor([0.1, 0.05, 0.1, 0.1]).double(), torch.tensor([1, 2, 3, 3])
+    spec, images = AttackSpec(epsilon, size, number, start="clean"), []
+
+    def forward(x_adv):
+        images.append(len(x_adv))
+        return net(x_adv)
+
+    for stopped_leave in (False, True):
+        x_adv = perturb(
+            forward, x, y, create_objective("at").inner, spec, uses_clean=False, stopped_leave=stopped_leave
+        )
+        distance = (x_adv - x).abs().flatten(1).amax(1)
+        torch.testing.assert_close(distance, torch.tensor([0.1, 0.1, 0.15, 0.3]).double())
+    assert images == [4, 4, 4, 4, 4, 3]
+
+
+def test_noise_is_added_before_the_projection():
+    net, x, y = linear(), torch.full((2, 3, 2, 2), 0.5, dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
+    spec = AttackSpec(0.1, 0.1, 1, start="clean", noise=0.01)
+    x_adv = perturb(net, x, y, create_objective("at").inner, spec, torch.Generator().manual_seed(0), uses_clean=False)
+    noise = 0.01 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    outward = ((x_adv - x).sign() * noise).clamp_max(0)  # what would lead out of the ball is cut off
+    torch.testing.assert_close((x_adv - x).abs(), 0.1 + outward)
 
 
 @pytest.mark.parametrize(("mode", "tracked"), [("eval", 0), ("train", 2), ("batch", 0)])

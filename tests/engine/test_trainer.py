@@ -599,7 +599,7 @@ def contents(folder):
 
 
 WRONG = {
-    "method": ("--method=fgsm", f"unknown method 'fgsm': choose {', '.join(METHODS)}"),
+    "method": ("--method=nfgsm", f"unknown method 'nfgsm': choose {', '.join(METHODS)}"),
     "student": ("--student=wrn-11-1", "a WideResNet's depth is 10, 16, 22"),
     "unknown student": ("--student=vgg", "unknown model 'vgg': choose wrn-DEPTH-WIDTH"),
     "guide": ("--guide=vgg", "unknown model 'vgg'"),

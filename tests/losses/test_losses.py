@@ -209,8 +209,8 @@ def test_where_the_attack_starts(method, start):
 
 def test_unknown_method_lists_the_known_ones():
     assert {"lbgat", "trades", "at", "natural"} <= METHODS.keys()
-    with pytest.raises(UserError, match=f"unknown method 'fgsm': choose {', '.join(METHODS)}"):
-        create_objective("fgsm")
+    with pytest.raises(UserError, match=f"unknown method 'nfgsm': choose {', '.join(METHODS)}"):
+        create_objective("nfgsm")
 
 
 def test_natural_has_no_attack():

@@ -41,6 +41,10 @@ def test_names_and_shapes_are_the_published_ones(name):
         ("resnet18-guide", 100, 11_220_132),
         ("resnet18", 10, 11_173_962),  # the strides do not change the parameters
         ("preactresnet18", 10, 11_172_170),
+        ("preactresnet18-yopo", 10, 11_171_146),
+        ("resnet50", 10, 23_520_842),
+        ("wrn-28-10-swish", 10, 36_479_194),
+        ("wrn-70-16-swish", 10, 266_796_506),
     ],
 )
 def test_parameter_count(name, num_classes, count):

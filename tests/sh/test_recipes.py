@@ -14,9 +14,14 @@ VARY = {"--mark", "--dataset"}  # within a family, besides what its test names
 
 def flags(name: str) -> dict[str, str]:
     """The flags that a script passes to train_lbgat.py, in its own spelling."""
-    words = RECIPES[name].flags
-    assert all(word.startswith("--") for word in words[::2])
-    return dict(zip(words[::2], words[1::2], strict=True))
+    found, words = {}, RECIPES[name].flags
+    for word in words:
+        if word.startswith("--"):
+            found[word], last = "", word  # a switch, unless a value follows
+        else:
+            assert found[last] == ""
+            found[last] = word
+    return found
 
 
 def common(names: list[str], *vary: str) -> dict[str, str]:
@@ -50,9 +55,12 @@ def test_mark_and_title_name_data_set_network_and_kind(name: str):
 
 
 def test_every_published_method_of_ours_has_a_script():
-    ours = re.compile(r"(LBGAT[06]|LBGAT-AWP\*?|TRADES6|TRADES-AWP|AT|AT-AWP|IKL-AT( \+ AutoAugment)?)")
+    ours = re.compile(
+        r"(LBGAT[06]|LBGAT-AWP\*?|TRADES6|TRADES-AWP|AT|AT-AWP|IKL-AT( \+ AutoAugment)?|Free-AT|FAT-Zhang2020|DAJAT|"
+        r"YOPO-Zhang2019a|Rice2020|Sitawarin2020|Chen2020b?|Gowal2020)"
+    )
     rows = [row for row in RECORDS.published if ours.fullmatch(row["method"]) and not row["extra_data"]]
-    assert len(rows) == 16
+    assert len(rows) == 29
     assert all(sum(recipe.publishes(row) for recipe in RECIPES.values()) == 1 for row in rows)
 
 
@@ -63,6 +71,8 @@ def test_no_script_is_without_a_family():
 
 ATTACK = {"--norm": "linf", "--epsilon": "0.031", "--step-size": "0.007", "--num-steps": "10"}
 SGD = {"--batch-size": "128", "--momentum": "0.9"}
+LINF = {"--norm": "linf", "--epsilon": "8/255"}
+PGD10 = {"--step-size": "2/255", "--num-steps": "10"}
 STEPS = {"--lr": "0.1", "--warmup-factor": "1"}
 AWP = {
     **SGD, **STEPS, "--epochs": "200", "--decay-epochs": "100,150", "--weight-decay": "5e-4", "--norm": "linf",
@@ -118,6 +128,60 @@ FAMILIES = {
         set(),
         {**LBGAT, **RAMP, "--beta": "9", "--student": "wrn-34-10"},
     ),
+    r"free-.*": (
+        {"--student", "--clip-image", "--epochs", "--lr", "--schedule", "--warmup-factor", "--decay-epochs",
+         "--weight-decay"},
+        {**SGD, **LINF, "--method": "free", "--replays": "8", "--step-size": "8/255", "--num-steps": "1"},
+    ),
+    r"fgsm-rs-.*": (
+        set(),
+        {**SGD, **LINF, "--method": "fgsm-rs", "--student": "preactresnet18", "--epochs": "15", "--lr": "0.2",
+         "--schedule": "cyclic", "--weight-decay": "5e-4", "--step-size": "10/255", "--num-steps": "1"},
+    ),
+    r"fat-.*": (
+        {"--method", "--student", "--beta", "--epochs", "--decay-epochs", "--decay-factors", "--epsilon"},
+        {**SGD, **STEPS, "--weight-decay": "2e-4", "--norm": "linf", "--step-size": "0.007", "--num-steps": "10"},
+    ),
+    r"(yopo5|trades-yopo2)-.*": (
+        {"--method", "--student", "--beta", "--full-passes", "--wide", "--epochs", "--lr", "--decay-epochs",
+         "--epsilon", "--step-size", "--num-steps"},
+        {"--batch-size": "256", "--momentum": "0.9", "--warmup-factor": "1", "--weight-decay": "5e-4",
+         "--norm": "linf"},
+    ),
+    r"rice-.*": (
+        {"--student", "--crop-padding", "--augment"},
+        {**SGD, **LINF, **PGD10, "--method": "rice", "--epochs": "200", "--lr": "0.1", "--schedule": "piecewise",
+         "--decay-epochs": "101,151", "--weight-decay": "5e-4", "--val-size": "1000"},
+    ),
+    r"ates-.*": (
+        {"--student"},
+        {**SGD, **LINF, **PGD10, "--method": "ates", "--gap": "0", "--final-gap": "0.4", "--gap-from": "30",
+         "--gap-to": "70", "--epochs": "100", "--lr": "0.05", "--warmup-factor": "1", "--decay-epochs": "41,61,81",
+         "--weight-decay": "5e-4", "--val-size": "5000"},
+    ),
+    r"bs10-.*": (
+        {"--student"},
+        {**SGD, **STEPS, "--method": "backward-smoothing", "--beta": "10", "--gamma": "1", "--epochs": "100",
+         "--decay-epochs": "51,76", "--weight-decay": "5e-4", "--norm": "linf", "--epsilon": "0.031",
+         "--step-size": "0.031", "--num-steps": "1"},
+    ),
+    r"(wa-trades6|score4)-.*": (
+        {"--method", "--student", "--beta", "--clip-value", "--label-smoothing", "--lr", "--batch-size"},
+        {**LINF, **PGD10, "--momentum": "0.9", "--weight-decay": "5e-4", "--epochs": "400", "--nesterov": "",
+         "--no-norm-decay": "", "--schedule": "onecycle-epochs", "--onecycle-up": "0.025", "--average-every": "step",
+         "--average-tau": "0.995", "--average-warmup": "0.025", "--average-ramp": "", "--val-size": "1024"},
+    ),
+    r"(hat|natural)-.*": (
+        {"--method", "--beta", "--gamma", "--h", "--guide", "--guide-checkpoint"},
+        {**SGD, **LINF, **PGD10, "--student": "resnet18", "--epochs": "50", "--lr": "0.21", "--nesterov": "",
+         "--schedule": "onecycle-updates", "--onecycle-up": "0.25", "--weight-decay": "5e-4"},
+    ),
+    r"dajat-.*": (
+        {"--student", "--beta", "--js", "--label-smoothing", "--val-size"},
+        {**{key: value for key, value in RAMP.items() if key != "--schedule"}, "--method": "dajat",
+         "--schedule": "cosine-from-lr", "--average-every": "step", "--average-tau": "0.9996",
+         "--average-warmup": "0.75", "--augment": "autoaugment"},
+    ),
     r"(ikl|ikl-autoaugment|gkl)-.*": (
         {"--method", "--temperature", "--gamma", "--attack-beta", "--augment", "--augment-view-weight"},
         {**RAMP, "--alpha": "4", "--beta": "20", "--student": "wrn-34-10"},
@@ -139,7 +203,31 @@ def test_lbgat_beta_is_in_the_name(name: str):
 def test_what_varies_between_trades_and_at():
     assert all(("--beta" in flags(name)) == name.startswith("trades") for name in named(r"(trades6|at)-cifar.*"))
     assert {flags(name)["--beta"] for name in named(r"trades6-.*")} == {"6"}
-    assert all(("--guide" in flags(name)) == name.startswith("lbgat") for name in RECIPES)
+    assert all(("--guide" in flags(name)) == name.startswith(("lbgat", "hat")) for name in RECIPES)
+
+
+def test_what_varies_between_the_fat_and_yopo_recipes():
+    assert {n: (flags(n)["--epsilon"], flags(n)["--method"]) for n in named(r"fat-.*wrn.*")} == {
+        "fat-cifar10-wrn34-10": ("0.031", "fat"),
+        "fat-trades6-cifar10-wrn34-10": ("0.062", "fat-trades"),
+        "fat-mart6-cifar10-wrn34-10": ("0.031", "fat-mart"),
+    }
+    rates = {name: (flags(name)["--lr"], flags(name)["--full-passes"]) for name in named(r"(trades-)?yopo.*")}
+    assert rates == {
+        "yopo5-cifar10-wrn34-10": ("0.08", "5"),
+        "yopo5-cifar10-preactresnet18-yopo": ("0.04", "5"),
+        "trades-yopo2-cifar10-preactresnet18-yopo": ("0.2", "2"),
+    }
+
+
+def test_what_varies_between_the_dajat_recipes():
+    found = {name: [flags(name).get(key, "") for key in ("--beta", "--js", "--label-smoothing")] for name in RECIPES}
+    assert {name: values for name, values in found.items() if name.startswith("dajat")} == {
+        "dajat-cifar10-resnet18": ["11", "2", ""],
+        "dajat-cifar10-wrn34-10": ["10", "3", ""],
+        "dajat-cifar100-resnet18": ["9", "2", "0.1"],
+        "dajat-cifar100-wrn34-10": ["9", "2", "0.1"],
+    }
 
 
 def test_what_varies_between_ikl_and_gkl():

@@ -1,0 +1,29 @@
+"""The optimizer of a run."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from engine.config import TrainConfig
+
+
+def create_optimizer(config: TrainConfig, networks: Sequence[nn.Module]) -> torch.optim.SGD:
+    """One SGD over all trainable parameters; with ``no_norm_decay`` BatchNorm's are a second group without decay."""
+    parameters = [p for net in networks for p in net.parameters() if p.requires_grad]
+    groups = [{"params": parameters}]
+    if config.no_norm_decay:
+        norms = [m for net in networks for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+        undecayed = {id(p) for m in norms for p in m.parameters()}
+        groups = [
+            {"params": [p for p in parameters if id(p) not in undecayed]},
+            {"params": [p for p in parameters if id(p) in undecayed], "weight_decay": 0.0},
+        ]
+    return torch.optim.SGD(
+        groups,
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.nesterov,
+        fused=True,
+    )

@@ -1,0 +1,74 @@
+"""The step of Free AT: m updates on each batch, each from one backward pass for the perturbation and the weights."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.steps.standard import StandardStep, refuse_beyond_linf, set_rates
+
+
+class FreeStep(StandardStep):
+    """See ``engine.steps.Step`` for the contract, and ``losses.free`` for the method.
+
+    Attributes:
+        delta: (B, C, H, W), where the perturbation of each *position* in a batch stands; None before the first batch.
+        losses: of each update of the latest batch.
+    """
+
+    capturable = False  # the optimizer steps within
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        refuse_beyond_linf(self, "free")
+        self.delta: Tensor | None = None
+        self.losses: list[Tensor] = []
+        self._rates: Sequence[dict[str, float]] = [{}] * self.updates_per_batch
+
+    @property
+    def updates_per_batch(self) -> int:
+        return int(self.objective.replays)
+
+    def set_rates(self, rates: Sequence[dict[str, float]]) -> None:
+        self._rates = rates
+
+    def __call__(
+        self, views: Sequence[Tensor], y: Tensor, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        x = self.student.in_memory_order(views[0])
+        delta, self.losses = self._rows(x), []
+        self.student.model.train()
+        for rates in self._rates:
+            set_rates(self.optimizer, rates)
+            self.optimizer.zero_grad(set_to_none=True)
+            delta.requires_grad_()
+            x_adv = (x + delta).clamp(0, 1) if self.objective.clip_image else x + delta
+            terms = self.objective.outer({"adv": self.student.train_logits(x_adv)}, y)
+            loss = sum(terms.values())
+            loss.backward()
+            with torch.no_grad():
+                delta = self._moved(delta.detach(), delta.grad, x)
+            self.optimizer.step()  # from the gradient at the old delta
+            self.losses.append(loss.detach())
+        self.delta = torch.cat([delta, self.delta[len(x) :]])
+        return {"ce": torch.stack(self.losses).mean()}
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """The perturbations of the batch's positions: zero where no batch has reached yet."""
+        known = x[:0] if self.delta is None else self.delta
+        self.delta = torch.cat([known, torch.zeros_like(x[len(known) :])])
+        return self.delta[: len(x)]
+
+    def _moved(self, delta: Tensor, gradient: Tensor, x: Tensor) -> Tensor:
+        epsilon, step_size = self.attack.epsilon, self.attack.step_size
+        delta = (delta + step_size * gradient.sign()).clamp(-epsilon, epsilon)
+        return delta if self.objective.clip_image else torch.max(torch.min(delta, 1 - x), -x)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.delta is None else {"delta": self.delta}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.delta = state.get("delta")
+        if self.delta is not None and (self.delta.dim() != 4 or not self.delta.is_floating_point()):
+            raise ValueError(f"the perturbation is {self.delta.dtype} {tuple(self.delta.shape)}")

@@ -1,0 +1,61 @@
+"""The step of DAJAT: one loss of several views, with a second set of BatchNorm layers for the augmented ones."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attacks.awp import directions, perturbed_weights, statistics_kept
+from engine.steps.standard import Logits, StandardStep
+from models.batchnorm import second_batchnorms
+from utils.errors import UserError
+
+
+class JointViewsStep(StandardStep):
+    """Each view is attacked alone; ``objective.outer`` gets the logits of all: ``"nat"``, ``"adv"``, ``"nat2"``, ...
+
+    The first view has the network's BatchNorm layers, the others the second set. The weight perturbation ascends
+    ``objective.perturbed_loss`` of the first view.
+    """
+
+    capturable = False  # the BatchNorm layers change within
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        if any(self.view_weights[1:]):
+            raise UserError("--augment-view-weight is not for a method with views of its own: leave it out")
+
+    def batchnorms(self, i: int) -> AbstractContextManager:
+        return second_batchnorms(self.student.model) if i else nullcontext()
+
+    def adversarial(
+        self, views: Sequence[Tensor], y: Tensor, starts: Sequence[Tensor], generator: torch.Generator | None = None
+    ) -> list[Tensor]:
+        x_adv = []
+        for i, (x, start) in enumerate(zip(views, starts, strict=True)):
+            with self.batchnorms(i):
+                x_adv.append(self.attack_view(x, y, start, generator))
+        return x_adv
+
+    def gradients(self, views: Sequence[Tensor], y: Tensor, logits: list[Logits]) -> dict[str, Tensor]:
+        self.optimizer.zero_grad(set_to_none=True)
+        joint = {}
+        for i, x in enumerate(views):
+            with self.batchnorms(i):
+                self.run_passes(self.passes, i, x, logits[i])
+            joint |= {name if i == 0 else f"{name}{i + 1}": value for name, value in logits[i].items()}
+        terms = self.objective.outer(joint, y)
+        sum(terms.values()).backward()
+        return {name: term.detach() for name, term in terms.items()}
+
+    def awp_direction(
+        self, views: Sequence[Tensor], y: Tensor, logits: list[Logits]
+    ) -> dict[str, tuple[nn.Parameter, Tensor]]:
+        weights, found = perturbed_weights(self.student.model), {}
+        with statistics_kept(self.student.model):
+            self.run_passes(self.passes, 0, views[0], found)
+            loss = self.objective.perturbed_loss(found, y)
+            scaled = directions(list(weights.values()), torch.autograd.grad(loss, list(weights.values())))
+        return {name: (w, v) for (name, w), v in zip(weights.items(), scaled, strict=True)}

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# WA-TRADES (Gowal et al., 2020): CIFAR-100, ResNet-18; the WRN recipe on a smaller network.
+# The PyTorch form of the method. Extra images: --extra-data FILE.npz --extra-fraction 0.7.
+. "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
+exec "$PYTHON" train_lbgat.py \
+    --dataset cifar100 --method wa-trades --beta 6 --student resnet18 \
+    --label-smoothing 0.1 \
+    --epochs 400 --lr 0.4 --schedule onecycle-epochs --onecycle-up 0.025 \
+    --batch-size 1024 --momentum 0.9 --weight-decay 5e-4 --nesterov --no-norm-decay \
+    --norm linf --epsilon 8/255 --step-size 2/255 --num-steps 10 \
+    --average-every step --average-tau 0.995 --average-warmup 0.025 --average-ramp \
+    --val-size 1024 \
+    --mark wa-trades6-cifar100-resnet18 "$@"

@@ -1,0 +1,128 @@
+"""What the fast methods add to the loop: optimizer groups, the helper, the overfitting test, refused settings."""
+
+import json
+
+import pytest
+import torch
+
+from attacks.pgd import AttackSpec
+from engine.config import TrainConfig
+from engine.logger import Logger
+from engine.optimizer import create_optimizer
+from engine.overfitting import catastrophic
+from engine.steps import create_step
+from engine.trainer import Trainer
+from losses import create_objective
+from models import create_model
+from tests.helpers import innermost, new_tiny_net, tiny_run
+from utils.errors import UserError
+
+
+def test_batchnorm_is_a_group_without_decay():
+    net = create_model("wrn-10-1", 10)
+    optimizer = create_optimizer(TrainConfig(no_norm_decay=True, nesterov=True, weight_decay=0.1), [net])
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert all(decays[id(p)] == (0.0 if "bn" in name else 0.1) for name, p in net.named_parameters())
+    assert all(group["nesterov"] for group in optimizer.param_groups) and len(decays) == len(list(net.parameters()))
+
+
+def test_tau_and_gap_follow_the_epoch():
+    taus = {
+        "fat": {50: 0, 51: 1, 90: 1, 91: 2},
+        "fat-trades": {30: 0, 31: 1, 50: 1, 51: 2, 70: 2, 71: 3},
+        "fat-mart": {20: 0, 21: 1, 40: 1, 41: 2, 60: 2, 61: 3, 80: 3, 81: 4},
+    }
+    for method, expected in taus.items():
+        objective = create_objective(method)
+        for epoch, tau in expected.items():
+            objective.begin_epoch(epoch)
+            wrong = torch.tensor([tau, tau + 1])
+            assert objective.moves(torch.zeros(2, 3), torch.zeros(2), wrong).tolist() == [True, False]
+    fixed = create_objective("fat", tau=3)
+    fixed.begin_epoch(99)
+    assert fixed.bound == 3
+    ates = create_objective("ates", gap=0.1, final_gap=0.5, gap_from=30, gap_to=70)
+    gaps = []
+    for epoch in (1, 30, 31, 50, 70, 100):
+        ates.begin_epoch(epoch)
+        gaps.append(ates.bound)
+    assert gaps == pytest.approx([0.1, 0.1, 0.11, 0.3, 0.5, 0.5])
+
+
+def step_of(method, net, epsilon=0.1, **values):
+    attack = AttackSpec(epsilon, 0.05, 1, start=create_objective(method, **values).start)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    return create_step(net, None, create_objective(method, **values), optimizer, attack)
+
+
+def test_free_keeps_the_perturbation_of_each_position():
+    net = new_tiny_net(4, 1)
+    step = step_of("free", net, replays=2)
+    x, y = torch.rand(5, 3, 8, 8, dtype=torch.float64), torch.arange(5)
+    step([x[:3]], y[:3])
+    first = step.state_dict()["delta"].clone()
+    step([x], y)
+    second = step.state_dict()["delta"].clone()
+    step([x[:1]], y[:1])
+    assert [len(first), len(second)] == [3, 5] and torch.equal(innermost(step).delta[1:], second[1:])
+    assert (x + second).min() >= 0 and (x + second).max() <= 1 and second.abs().max() <= 0.1
+    other = step_of("free", net, replays=2)
+    other.load_state_dict(step.state_dict())
+    assert torch.equal(innermost(other).delta, innermost(step).delta)
+    with pytest.raises(ValueError, match="the perturbation is"):
+        other.load_state_dict({"delta": torch.zeros(3)})
+
+
+@pytest.mark.parametrize("method", ["free", "yopo", "trades-yopo"])
+def test_steps_with_an_attack_of_their_own_refuse_what_they_cannot(method):
+    net, objective = new_tiny_net(4, 1), create_objective(method)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(UserError, match=f"--awp-gamma and --augment-view-weight are not for {method}"):
+        create_step(net, None, objective, optimizer, AttackSpec(0.1, 0.05, 1), awp_gamma=0.1)
+    with pytest.raises(UserError, match="--norm l2 is not for"):
+        create_step(net, None, objective, optimizer, AttackSpec(0.1, 0.05, 1, "l2"))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(Logger, "plot", lambda self, final=False: None)
+
+
+def test_the_helper_is_needed_frozen_and_of_hat_alone(tmp_path, quick):
+    path = tmp_path / "helper.pt"
+    with pytest.raises(UserError, match="--method hat needs a naturally trained network"):
+        Trainer(tiny_run(tmp_path, method="hat"))
+    torch.save(create_model("wrn-10-1", 10).state_dict(), path)
+    with pytest.raises(UserError, match="--guide-checkpoint is for methods with a frozen guide, not for at"):
+        Trainer(tiny_run(tmp_path, method="at", guide_checkpoint=str(path)))
+    trainer = Trainer(tiny_run(tmp_path, method="hat", guide_checkpoint=str(path), epochs=1, limit_train=16))
+    before = {name: tensor.clone() for name, tensor in trainer.guide.state_dict().items()}
+    trainer.fit()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.guide.state_dict().items())
+
+
+def test_whole_numbers_and_switches_are_checked():
+    with pytest.raises(UserError, match=r"--replays 2\.5 must be a whole number of 1 or more"):
+        create_objective("free", replays=2.5)
+    with pytest.raises(UserError, match="--stop-overfitting needs the weights of the epoch before"):
+        TrainConfig(method="fgsm", stop_overfitting=True)
+    with pytest.raises(UserError, match=r"--decay-factors 0\.5: one above 0 for each of --decay-epochs"):
+        TrainConfig(decay_factors=(0.5,))
+
+
+def test_a_fall_of_more_than_a_fifth_stops_the_run(tmp_path, monkeypatch, quick):
+    assert [catastrophic(values) for values in ([], [0.1], [0.5, 0.3], [0.5, 0.29], [0.1, 0.9])] == [
+        False, False, False, True, False,
+    ]  # fmt: skip
+    found = iter([0.5, 0.6, 0.1])
+    monkeypatch.setattr("engine.trainer.training_accuracy", lambda *args: next(found))
+    trainer = Trainer(
+        tiny_run(tmp_path, method="fgsm", epochs=9, limit_train=16, stop_overfitting=True, save_freq=1, decay_epochs=())
+    )
+    trainer.fit()
+    lines = (tmp_path / "Logs" / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+    log = (tmp_path / "Logs" / "run" / "train.log").read_text()
+    assert "catastrophic overfitting in epoch 3: PGD-5 accuracy on training images fell from 60.0% to 10.0%" in log
+    assert (tmp_path / "checkpoints" / "run" / "student-epoch002.pt").exists()
+    assert not (tmp_path / "checkpoints" / "run" / "student-epoch003.pt").exists()
