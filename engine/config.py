@@ -26,6 +26,7 @@ from utils.options import (
 GUIDE_ALIASES = {"ResNet18_cifar": "resnet18-guide"}
 SCHEDULES = ("multistep", "cosine", "onecycle")
 RAMPS = ("none", "linear")
+BATCH_NORMS = ("synchronised", "local")
 AVERAGES = ("none", "epoch", "step")
 MOST_DECAYS = 20
 
@@ -56,7 +57,7 @@ class TrainConfig(CommonConfig):
     """
 
     dataset: str = option("digits", "digits, cifar10, cifar100, or NAME for which DATA_DIR/NAME.npz exists", "data")
-    batch_size: int = option(128, "images a step", "data", at_least=1)
+    batch_size: int = option(128, "images a step, of all processes together", "data", at_least=1)
     augment: str = option("none", "after crop and flip: none, autoaugment[-POLICY], randaugment or cutout", "data")
     augment_view_weight: float = option(
         0.0,
@@ -135,6 +136,13 @@ class TrainConfig(CommonConfig):
     )
     momentum: float = option(0.9, "momentum of SGD", "optimisation", at_least=0, below=1)
     weight_decay: float = option(2e-4, "weight decay of SGD", "optimisation", aliases=("--wd",), at_least=0)
+    batch_norm: str = option(
+        "synchronised",
+        "of several processes, statistics of the whole batch (synchronised), or of each process's rows, where running "
+        "statistics are process 0's (local, as DataParallel's)",
+        "optimisation",
+        choices=BATCH_NORMS,
+    )
     precision: str = option("fp32", "arithmetic of the forward passes", "optimisation", choices=PRECISIONS)
     compile: str = option("auto", "torch.compile; auto compiles on CUDA only", "optimisation", choices=COMPILE)
 

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from tqdm import tqdm
 from engine.averaging import WeightAverage
 from engine.config import TrainConfig
 from engine.data import check_batches, load_training_data
-from engine.logger import Logger, Pace
+from engine.logger import Logger, NoLog, Pace
 from engine.schedule import attack_spec, awp_gamma, learning_rate
 from engine.steps import create_step
 from engine.stopping import StopSignal, out_of_patience
@@ -21,7 +22,7 @@ from losses import create_objective
 from models import create_model
 from models.accelerate import choose_acceleration
 from utils.device import choose_device, set_precision
-from utils.distributed import refuse_several_processes
+from utils.distributed import ProcessGroup
 from utils.errors import ensure_writable
 from utils.files import lock_folder
 from utils.provenance import provenance
@@ -30,13 +31,16 @@ from utils.provenance import provenance
 class Trainer:
     """Trains one student as the configuration says; everything random depends on (seed, epoch, step) alone.
 
+    Args:
+        group: the processes that train together, each on its rows of every batch; process 0 writes the files.
+
     Raises:
         UserError: impossible settings, unreadable data or checkpoint, unwritable folders.
     """
 
-    def __init__(self, config: TrainConfig):
-        refuse_several_processes("training")
-        self.config, self.device = config, choose_device(config.device)
+    def __init__(self, config: TrainConfig, group: ProcessGroup | None = None):
+        self.config, self.group = config, group or ProcessGroup()
+        self.device = choose_device(self.group.device(config.device))
         autocast = set_precision(config.precision, self.device)
         self.data = load_training_data(config, self.device)
         torch.manual_seed(config.seed)
@@ -47,7 +51,9 @@ class Trainer:
         self.guide = None
         if "guide" in self.objective.passes:
             self.guide = create_model(config.guide, self.data.num_classes).to(self.device)
-        check_batches(self.data.loader, self.data.num_classes, config.student, config.guide if self.guide else None)
+        parts = self.group.size if config.batch_norm == "local" else 1
+        names = (config.student, config.guide) if self.guide else (config.student,)
+        check_batches(self.data.loader, self.data.num_classes, *names, parts=parts)
         self.optimizer = torch.optim.SGD(
             [p for net in (self.student, self.guide) if net is not None for p in net.parameters()],
             lr=config.lr,
@@ -64,14 +70,16 @@ class Trainer:
             awp_gamma=config.awp_gamma,
             view_weights=(1.0, config.augment_view_weight),
             autocast=autocast,
-            acceleration=choose_acceleration(self.device, config.compile, config.batch_size),
+            acceleration=choose_acceleration(self.device, config.compile, config.batch_size, self.group),
+            group=self.group,
+            batch_norm=config.batch_norm,
         )
         averaged = config.average_every != "none"
         self.average = WeightAverage(self.step.student, config.average_tau) if averaged else None
         self.progress = Progress()
         self.checkpoints = Checkpoints(
             config, self.data.fingerprint, self.student, self.guide, self.objective, self.optimizer, self.step,
-            self.average, self.progress,
+            self.average, self.progress, group=self.group,
         )  # fmt: skip
         self.checkpoints.resume(self.device, len(self.data.loader))
 
@@ -85,15 +93,19 @@ class Trainer:
         """
         config, folder = self.config, self.checkpoints.folder
         if self.progress.epoch > config.epochs:
+            if not self.group.is_main:
+                return
             done = f"already trained for {self.progress.epoch - 1} epochs: nothing to do ({self.checkpoints.latest})"
             print(f"{done}; --epochs N trains on, --resume none trains anew, for instance after a change of the code")
             return
-        ensure_writable(folder, "--checkpoint-dir")
-        with lock_folder(folder, "training"):
+        if self.group.is_main:
+            ensure_writable(folder, "--checkpoint-dir")
+        with lock_folder(folder, "training") if self.group.is_main else nullcontext():
             self.checkpoints.begin()
             steps = len(self.data.loader)
-            with Logger(config, self.progress) as log, StopSignal(self.checkpoints, steps, log.info) as stop:
-                settings = config.as_dict() | provenance(self.device)
+            logger = Logger(config, self.progress) if self.group.is_main else NoLog()
+            with logger as log, StopSignal(self.checkpoints, steps, log.info, self.group) as stop:
+                settings = config.as_dict() | provenance(self.device, self.group.size)
                 log.opening(settings, self.guide is not None, len(self.data.loader.images), self.data.eval_split)
                 if self.progress.started:
                     log.resumed(self.checkpoints, steps)
@@ -103,6 +115,7 @@ class Trainer:
                     log.info(f"finished: {folder}/last.pt; best.pt is epoch {best}")
                 finally:
                     log.plot(final=True)
+            self.group.sum_(torch.zeros(1))  # waits until process 0 has written everything
 
     def _train_epochs(self, log: Logger, stop: StopSignal, pace: Pace) -> None:
         config, progress = self.config, self.progress
@@ -129,7 +142,7 @@ class Trainer:
             desc=f"epoch {epoch}/{config.epochs}",
             unit="step",
             leave=False,
-            disable=sys.stderr is None or None,
+            disable=sys.stderr is None or not self.group.is_main or None,
         )
         for *views, y in bar:
             begin = time.perf_counter()
@@ -171,6 +184,7 @@ class Trainer:
                 self.config,
                 average=self.average.network if self.average else None,
                 on_batch=stop.check,
+                group=self.group,
             ),
             "images_per_second": n / seconds,
             "seconds": seconds,

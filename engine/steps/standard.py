@@ -11,6 +11,7 @@ from attacks.awp import directions, perturbed, perturbed_weights, statistics_kep
 from attacks.pgd import AttackSpec, frozen, perturb, starting_point
 from losses.base import Objective
 from models.accelerate import AcceleratedModel
+from utils.distributed import ProcessGroup
 
 Logits = dict[str, Tensor]  # by forward pass
 
@@ -27,10 +28,12 @@ class StandardStep:
             run with weight perturbation starts with it above 0: its forward passes are ``objective.awp_passes`` even
             in the epochs before the perturbation sets in.
         view_weights: weights of the losses of the views.
+        group: the processes that share each batch. Each attacks and passes through the networks only its rows. The
+            logits of all rows are gathered: a loss, of whatever form, is of the whole batch. Gradients are added.
 
     Attributes:
-        x_adv: x' of each view of the latest batch that ran eagerly (a replayed CUDA graph does not set it); empty
-            without an attack.
+        x_adv: x' of each view of the latest batch that ran eagerly (a replayed CUDA graph does not set it), this
+            process's rows; empty without an attack.
     """
 
     updates_per_batch = 1
@@ -44,8 +47,10 @@ class StandardStep:
         attack: AttackSpec,
         awp_gamma: float = 0.0,
         view_weights: Sequence[float] = (1.0,),
+        group: ProcessGroup = ProcessGroup(),  # noqa: B008 (one process, without state)
     ):
         self.student, self.guide, self.objective, self.optimizer = student, guide, objective, optimizer
+        self.group = group
         self.attack, self.awp_gamma, self.view_weights = attack, awp_gamma, view_weights
         self.passes = (awp_gamma > 0 and objective.awp_passes) or objective.passes
         self.x_adv: list[Tensor] = []
@@ -61,11 +66,18 @@ class StandardStep:
         self, views: Sequence[Tensor], y: Tensor, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         views = [self.student.in_memory_order(x) for x in views]
-        self.x_adv = self.adversarial(views, y, self.draw_starts(views, generator))
+        starts = self.draw_starts(views, generator)  # of the whole batch: the numbers are those of one process
+        rows = self.group.rows(len(y))
+        views, starts = ([x[rows] for x in images] for images in (views, starts))
+        self.x_adv = self.adversarial(views, y[rows], starts)
         return self.update(views, y)
 
     def update(self, views: Sequence[Tensor], y: Tensor) -> dict[str, Tensor]:
-        """Take one optimizer step on the method's outer loss at ``x_adv``. Returns the detached terms."""
+        """Take one optimizer step on the method's outer loss at ``x_adv``. Returns the detached terms.
+
+        Args:
+            views: this process's rows of the images; y: labels (B,) of the whole batch, as in the methods below.
+        """
         logits: list[Logits] = [{} for _ in views]
         with self._perturbation(views, y, logits) if self.awp_gamma else nullcontext():
             terms = self.gradients(views, y, logits)
@@ -110,6 +122,8 @@ class StandardStep:
             weighted = self.outer(self.passes, i, views[i], y, logits[i])
             sum(weighted.values()).backward()
             terms |= {name if i == 0 else f"{name}_view{i + 1}": term.detach() for name, term in weighted.items()}
+        parameters = [p for of_group in self.optimizer.param_groups for p in of_group["params"]]
+        self.group.sum_(*[p.grad for p in parameters if p.grad is not None])
         with torch.no_grad():
             self.objective.after_step({name: value.detach() for name, value in logits[0].items()}, y)
         return terms
@@ -130,7 +144,7 @@ class StandardStep:
                 with torch.no_grad():
                     network.train_logits(images)
             elif name not in logits:
-                logits[name] = network.train_logits(images)
+                logits[name] = self.group.whole(network.train_logits(images), len(y))
         return {name: self.view_weights[i] * term for name, term in self.objective.outer(logits, y).items()}
 
     def _perturbation(self, views: Sequence[Tensor], y: Tensor, logits: list[Logits]) -> AbstractContextManager:
@@ -139,7 +153,7 @@ class StandardStep:
         if self.guide is not None:
             self.guide.model.train()
             for x, known in zip(views, logits, strict=True):
-                known["guide"] = self.guide.train_logits(x)
+                known["guide"] = self.group.whole(self.guide.train_logits(x), len(y))
         direction = self.awp_direction(views, y, [{n: v.detach() for n, v in known.items()} for known in logits])
         return perturbed([w for w, _ in direction.values()], [v for _, v in direction.values()], self.awp_gamma)
 
@@ -159,6 +173,7 @@ class StandardStep:
             for i, (x, known) in enumerate(zip(views, logits, strict=True)):
                 loss = sum(self.outer(passes, i, x, y, known).values())
                 torch._foreach_add_(gradients, torch.autograd.grad(loss, list(weights.values())))
+        self.group.sum_(*gradients)
         scaled = directions(list(weights.values()), gradients)
         return {name: (w, v) for (name, w), v in zip(weights.items(), scaled, strict=True)}
 
