@@ -23,6 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import datasets.loader
+import engine.logger
+import engine.trainer
+import engine.validate
+import train_lbgat
 from benchmarks.processes import Store, fork, status
 from engine.config import TrainConfig
 from utils.device import describe
@@ -49,11 +54,6 @@ def tiny_network(name: str, num_classes: int) -> nn.Module:
 
 def use_float64() -> None:
     """From now on this process trains tiny networks, all in float64."""
-    import datasets.loader
-    import engine.logger
-    import engine.trainer
-    import engine.validate
-
     torch.set_default_dtype(torch.float64)
     datasets.loader.to_float = engine.validate.to_float = lambda images: images.double() / 255
     engine.trainer.create_model = tiny_network
@@ -66,8 +66,6 @@ def start(folder: Path, size: int, store: Store, **changes: Any) -> list[int]:
     config = TrainConfig.create(**{**SETTINGS, **paths, **changes})
 
     def main() -> None:
-        import train_lbgat
-
         use_float64()
         train_lbgat.parse_train = lambda argv: config
         train_lbgat.main([])

@@ -136,6 +136,12 @@ class TrainConfig(CommonConfig):
     )
     momentum: float = option(0.9, "momentum of SGD", "optimisation", at_least=0, below=1)
     weight_decay: float = option(2e-4, "weight decay of SGD", "optimisation", aliases=("--wd",), at_least=0)
+    accumulate: int = option(
+        1,
+        "run each batch in N parts, one after the other, to need less memory; each has its own BatchNorm statistics",
+        "optimisation",
+        at_least=1,
+    )
     batch_norm: str = option(
         "synchronised",
         "of several processes, statistics of the whole batch (synchronised), or of each process's rows, where running "
@@ -166,6 +172,9 @@ class TrainConfig(CommonConfig):
         at_least=0,
     )
 
+    deterministic: bool = option(
+        False, "the same weights bit for bit from run to run on CUDA too (a CPU gives them anyway), at a price in speed"
+    )
     save_freq: int = option(
         10, "write student-epochNNN.pt every N epochs, and after the last", aliases=("-s",), at_least=1
     )
@@ -196,6 +205,10 @@ class TrainConfig(CommonConfig):
         require(
             self.augment_view_weight == 0 or self.augment != "none",
             f"--augment-view-weight {self.augment_view_weight} needs an --augment for the second view",
+        )
+        require(
+            self.batch_size % self.accumulate == 0,
+            f"--accumulate {self.accumulate} does not divide --batch-size {self.batch_size}: choose one that does",
         )
         require(
             self.patience == 0 or self.val_size > 0,

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from engine.averaging import WeightAverage
 from engine.config import TrainConfig
+from engine.cost import step_gflop
 from engine.data import check_batches, load_training_data
 from engine.logger import Logger, NoLog, Pace
 from engine.schedule import attack_spec, awp_gamma, learning_rate
@@ -21,10 +22,11 @@ from engine.validate import evaluate
 from losses import create_objective
 from models import create_model
 from models.accelerate import choose_acceleration
-from utils.device import choose_device, set_precision
+from utils.device import choose_device, set_deterministic, set_precision
 from utils.distributed import ProcessGroup
-from utils.errors import ensure_writable
+from utils.errors import UserError, ensure_writable
 from utils.files import lock_folder
+from utils.flops import peak_flops
 from utils.provenance import provenance
 
 
@@ -42,6 +44,7 @@ class Trainer:
         self.config, self.group = config, group or ProcessGroup()
         self.device = choose_device(self.group.device(config.device))
         autocast = set_precision(config.precision, self.device)
+        set_deterministic(config.deterministic)
         self.data = load_training_data(config, self.device)
         torch.manual_seed(config.seed)
         self.student = create_model(config.student, self.data.num_classes).to(self.device)
@@ -51,7 +54,7 @@ class Trainer:
         self.guide = None
         if "guide" in self.objective.passes:
             self.guide = create_model(config.guide, self.data.num_classes).to(self.device)
-        parts = self.group.size if config.batch_norm == "local" else 1
+        parts = config.accumulate * (self.group.size if config.batch_norm == "local" else 1)
         names = (config.student, config.guide) if self.guide else (config.student,)
         check_batches(self.data.loader, self.data.num_classes, *names, parts=parts)
         self.optimizer = torch.optim.SGD(
@@ -70,12 +73,17 @@ class Trainer:
             awp_gamma=config.awp_gamma,
             view_weights=(1.0, config.augment_view_weight),
             autocast=autocast,
-            acceleration=choose_acceleration(self.device, config.compile, config.batch_size, self.group),
+            acceleration=choose_acceleration(
+                self.device, config.compile, config.batch_size // config.accumulate, self.group
+            ),
             group=self.group,
             batch_norm=config.batch_norm,
+            accumulate=config.accumulate,
         )
         averaged = config.average_every != "none"
         self.average = WeightAverage(self.step.student, config.average_tau) if averaged else None
+        self.peak = (peak_flops(self.device, config.precision) or 0.0) * self.group.size
+        self.gflop = step_gflop(config, self.data.num_classes, *self.data.loader.images.shape[2:]) if self.peak else 0.0
         self.progress = Progress()
         self.checkpoints = Checkpoints(
             config, self.data.fingerprint, self.student, self.guide, self.objective, self.optimizer, self.step,
@@ -113,6 +121,10 @@ class Trainer:
                     self._train_epochs(log, stop, Pace(config.epochs, steps))
                     best = self.progress.best.get("epoch")
                     log.info(f"finished: {folder}/last.pt; best.pt is epoch {best}")
+                except RuntimeError as error:
+                    if config.deterministic and "deterministic" in str(error):
+                        raise UserError(f"--deterministic is not possible here: {str(error).split('.')[0]}") from error
+                    raise
                 finally:
                     log.plot(final=True)
             self.group.sum_(torch.zeros(1))  # waits until process 0 has written everything
@@ -187,6 +199,7 @@ class Trainer:
                 group=self.group,
             ),
             "images_per_second": n / seconds,
+            **({"of_peak": self.gflop * 1e9 * n / seconds / self.peak} if self.peak else {}),
             "seconds": seconds,
         }
 

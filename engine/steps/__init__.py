@@ -77,6 +77,7 @@ def create_step(
     acceleration: AccelerationConfig = AccelerationConfig(),  # noqa: B008 (frozen)
     group: ProcessGroup = ProcessGroup(),  # noqa: B008 (one process, without state)
     batch_norm: str = "synchronised",
+    accumulate: int = 1,
 ) -> Step:
     """The step that the objective asks for, made fast.
 
@@ -91,13 +92,15 @@ def create_step(
         group: the processes that share each batch.
         batch_norm: of several processes, statistics of the whole batch (``synchronised``), or of each process's rows
             (``local``).
+        accumulate: into how many parts a batch is divided that run one after the other.
     """
-    torch.backends.cudnn.benchmark = True  # the shapes stay the same: let cuDNN time its algorithms once
+    # The shapes stay the same: let cuDNN time its algorithms once.
+    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
     if group.size > 1 and batch_norm == "synchronised":
         for net in filter(None, (student, guide)):
             synchronise_batch_norm(net, group)
     networks = [AcceleratedModel(net, acceleration, autocast) if net is not None else None for net in (student, guide)]
-    step = STEPS[objective.step](*networks, objective, optimizer, attack, awp_gamma, view_weights, group)
+    step = STEPS[objective.step](*networks, objective, optimizer, attack, awp_gamma, view_weights, group, accumulate)
     if acceleration.compile_batch_size:
         step = EagerFallback(step)
     if acceleration.cuda_graphs:

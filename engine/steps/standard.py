@@ -30,10 +30,12 @@ class StandardStep:
         view_weights: weights of the losses of the views.
         group: the processes that share each batch. Each attacks and passes through the networks only its rows. The
             logits of all rows are gathered: a loss, of whatever form, is of the whole batch. Gradients are added.
+        accumulate: into how many parts a batch is divided that run one after the other, to need less memory. Each has
+            its own BatchNorm statistics, and a term that is no mean over images is normalised within the part.
 
     Attributes:
-        x_adv: x' of each view of the latest batch that ran eagerly (a replayed CUDA graph does not set it), this
-            process's rows; empty without an attack.
+        x_adv: x' of each part of each view of the latest batch that ran eagerly (a replayed CUDA graph does not set
+            it), this process's rows; empty without an attack.
     """
 
     updates_per_batch = 1
@@ -48,16 +50,17 @@ class StandardStep:
         awp_gamma: float = 0.0,
         view_weights: Sequence[float] = (1.0,),
         group: ProcessGroup = ProcessGroup(),  # noqa: B008 (one process, without state)
+        accumulate: int = 1,
     ):
         self.student, self.guide, self.objective, self.optimizer = student, guide, objective, optimizer
-        self.group = group
+        self.group, self.accumulate = group, accumulate
         self.attack, self.awp_gamma, self.view_weights = attack, awp_gamma, view_weights
         self.passes = (awp_gamma > 0 and objective.awp_passes) or objective.passes
         self.x_adv: list[Tensor] = []
 
     @property
     def capturable(self) -> bool:
-        return not self.awp_gamma  # the optimizer steps at the perturbed weights
+        return not self.awp_gamma and self.accumulate == 1  # with AWP the optimizer steps at the perturbed weights
 
     def set_epoch(self, attack: AttackSpec, awp_gamma: float) -> None:
         self.attack, self.awp_gamma = attack, awp_gamma
@@ -67,22 +70,35 @@ class StandardStep:
     ) -> dict[str, Tensor]:
         views = [self.student.in_memory_order(x) for x in views]
         starts = self.draw_starts(views, generator)  # of the whole batch: the numbers are those of one process
-        rows = self.group.rows(len(y))
-        views, starts = ([x[rows] for x in images] for images in (views, starts))
-        self.x_adv = self.adversarial(views, y[rows], starts)
+        views, starts = (
+            [part[self._rows(part)] for x in images for part in self._parts(x)] for images in (views, starts)
+        )
+        self.x_adv = self.adversarial(views, y, starts)
         return self.update(views, y)
 
     def update(self, views: Sequence[Tensor], y: Tensor) -> dict[str, Tensor]:
         """Take one optimizer step on the method's outer loss at ``x_adv``. Returns the detached terms.
 
         Args:
-            views: this process's rows of the images; y: labels (B,) of the whole batch, as in the methods below.
+            views: the images of each part of each view, this process's rows; y: labels (B,) of the whole batch. So in
+                the methods below.
         """
         logits: list[Logits] = [{} for _ in views]
         with self._perturbation(views, y, logits) if self.awp_gamma else nullcontext():
             terms = self.gradients(views, y, logits)
             self.optimizer.step()
         return terms
+
+    def _parts(self, batch: Tensor) -> tuple[Tensor, ...]:
+        return batch.tensor_split(min(self.accumulate, len(batch))) if self.accumulate > 1 else (batch,)
+
+    def _rows(self, part: Tensor) -> slice:
+        return self.group.rows(len(part))
+
+    def _labels(self, views: Sequence[Tensor], y: Tensor) -> list[Tensor]:
+        """The labels of all rows of each part of each view."""
+        parts = self._parts(y)
+        return list(parts) * (len(views) // len(parts))
 
     def draw_starts(self, views: Sequence[Tensor], generator: torch.Generator | None) -> list[Tensor]:
         """Draw the start of the attack on each view; none without an attack. These are all random numbers of a step."""
@@ -103,9 +119,12 @@ class StandardStep:
         inner, uses_clean = self.objective.inner, self.objective.inner_uses_clean
         with frozen(self.student.model):
             return [
-                perturb(self.student.attack_logits, x, y, inner, self.attack, start=start, uses_clean=uses_clean)
-                for x, start in zip(views, starts, strict=True)
-            ]
+                perturb(
+                    self.student.attack_logits, x, y[self._rows(y)], inner, self.attack, start=start,
+                    uses_clean=uses_clean,
+                )
+                for x, y, start in zip(views, self._labels(views, y), starts, strict=True)
+            ]  # fmt: skip
 
     def gradients(self, views: Sequence[Tensor], y: Tensor, logits: list[Logits]) -> dict[str, Tensor]:
         """Compute the gradients of the outer loss, summed over the views, and call the objective's ``after_step``.
@@ -116,25 +135,32 @@ class StandardStep:
         Returns:
             The detached terms.
         """
-        terms = {}
+        terms: dict[str, Tensor] = {}
+        labels, num_parts = self._labels(views, y), len(self._parts(y))
         self.optimizer.zero_grad(set_to_none=True)
         for i in range(len(views)):
             weighted = self.outer(self.passes, i, views[i], y, logits[i])
             sum(weighted.values()).backward()
-            terms |= {name if i == 0 else f"{name}_view{i + 1}": term.detach() for name, term in weighted.items()}
+            view = i // num_parts + 1
+            for name, term in weighted.items():
+                key = name if view == 1 else f"{name}_view{view}"
+                terms[key] = terms[key] + term.detach() if key in terms else term.detach()
         parameters = [p for of_group in self.optimizer.param_groups for p in of_group["params"]]
         self.group.sum_(*[p.grad for p in parameters if p.grad is not None])
         with torch.no_grad():
-            self.objective.after_step({name: value.detach() for name, value in logits[0].items()}, y)
+            for i in range(num_parts):
+                self.objective.after_step({name: value.detach() for name, value in logits[i].items()}, labels[i])
         return terms
 
     def outer(self, passes: Iterable[str], i: int, x: Tensor, y: Tensor, logits: Logits) -> dict[str, Tensor]:
-        """The method's terms of view i, weighted.
+        """The method's terms of the i-th part, counted over the views, weighted.
 
         Args:
             passes: forward passes to run, in this order.
             logits: by pass; those that are there already are not run, the others are added.
         """
+        parts = self._parts(y)
+        weight, y = self.view_weights[i // len(parts)] * (len(parts[i % len(parts)]) / len(y)), parts[i % len(parts)]
         for name in passes:
             kind = name.removesuffix(".no_grad")
             network = self.guide if kind == "guide" else self.student
@@ -145,15 +171,15 @@ class StandardStep:
                     network.train_logits(images)
             elif name not in logits:
                 logits[name] = self.group.whole(network.train_logits(images), len(y))
-        return {name: self.view_weights[i] * term for name, term in self.objective.outer(logits, y).items()}
+        return {name: weight * term for name, term in self.objective.outer(logits, y).items()}
 
     def _perturbation(self, views: Sequence[Tensor], y: Tensor, logits: list[Logits]) -> AbstractContextManager:
         """The context in which the student's weights are perturbed. The guide's passes, which the perturbation does not
         change, are run here and added to ``logits``."""
         if self.guide is not None:
             self.guide.model.train()
-            for x, known in zip(views, logits, strict=True):
-                known["guide"] = self.group.whole(self.guide.train_logits(x), len(y))
+            for x, part, known in zip(views, self._labels(views, y), logits, strict=True):
+                known["guide"] = self.group.whole(self.guide.train_logits(x), len(part))
         direction = self.awp_direction(views, y, [{n: v.detach() for n, v in known.items()} for known in logits])
         return perturbed([w for w, _ in direction.values()], [v for _, v in direction.values()], self.awp_gamma)
 

@@ -16,6 +16,7 @@ import engine.trainer
 import engine.validate
 import train_lbgat
 from attacks.pgd import AttackSpec, frozen, perturb, starting_point
+from benchmarks.measure import forward_gflop
 from benchmarks.processes import Store, fork, status, together, wait_until
 from engine.logger import Logger
 from engine.steps import create_step
@@ -36,6 +37,9 @@ RUNS = {
     "IKL, averaged": {"method": "ikl", "average_every": "step", "batch_size": 16, "epochs": 2},
     "two views, AWP": {
         "method": "lbgat", "augment": "cutout", "augment_view_weight": 0.3, "awp_gamma": 0.01, "epsilon_ramp": "linear",
+    },
+    "IKL with two views, accumulated": {
+        "method": "ikl", "accumulate": 2, "awp_gamma": 0.01, "augment": "cutout", "augment_view_weight": 0.3,
     },
     "GKL, whose term is a ratio of sums over the batch": {"method": "gkl", "batch_size": 16, "epochs": 2},
 }  # fmt: skip
@@ -93,7 +97,7 @@ def assert_close(ours, theirs, bound=1e-10):
 @pytest.mark.parametrize("name", RUNS)
 def test_any_number_of_processes_gives_the_weights_of_one(tmp_path, name):
     """In float64, to 1e-10; and the same metrics."""
-    sizes = (1, 3) if name.startswith("GKL") else (1, 2, 3, 4)
+    sizes = (1, 3) if name.startswith(("GKL", "IKL with")) else (1, 2, 3, 4)
     runs = {size: train(tmp_path, size, **{**FIVE, **RUNS[name]}) for size in sizes}
     alone, metrics = runs.pop(1)
     for size, (state, theirs) in runs.items():
@@ -106,19 +110,25 @@ def test_any_number_of_processes_gives_the_weights_of_one(tmp_path, name):
 
 @pytest.mark.usefixtures("_float64")
 def test_local_statistics_give_the_mean_of_the_shards_gradients(tmp_path):
-    """To 1e-10, as of one process that computes the shards one after the other; statistics are those of process 0's."""
+    """To 1e-10, as of one process that computes the shards one after the other; statistics are those of process 0's.
+    One process that accumulates over as many parts has these gradients too."""
     attack = AttackSpec(epsilon=0.1, step_size=0.05, num_steps=2)
     x, y = torch.rand(7, 3, 8, 8), torch.arange(7) % 5
+
+    def one_step(nets, **options):
+        """At a learning rate of 1, the weights move by the gradients."""
+        optimizer = torch.optim.SGD([p for net in nets for p in net.parameters()], lr=1.0)
+        objective = create_objective("lbgat", beta=6.0)
+        step = create_step(*nets, objective, optimizer, attack, acceleration=NO_ACCELERATION, **options)
+        step([x], y, torch.Generator().manual_seed(0))
+        return step
 
     def main(group):
         nets = [new_tiny_net(6, seed) for seed in (0, 1)]
         copies = copy.deepcopy(nets)
-        optimizer = torch.optim.SGD([p for net in nets for p in net.parameters()], lr=1.0)
-        step = create_step(
-            *nets, create_objective("lbgat", beta=6.0), optimizer, attack, acceleration=NO_ACCELERATION, group=group,
-            batch_norm="local",
-        )  # fmt: skip
-        step([x], y, torch.Generator().manual_seed(0))
+        step = one_step(nets, group=group, batch_norm="local")
+        accumulated = copy.deepcopy(copies)
+        one_step(accumulated, accumulate=3)
         start = starting_point(x, attack, torch.Generator().manual_seed(0))
         with frozen(copies[0]):
             x_adv = perturb(copies[0], x, y, step.objective.inner, attack, start=start)
@@ -131,8 +141,9 @@ def test_local_statistics_give_the_mean_of_the_shards_gradients(tmp_path):
             loss = sum(step.objective.outer(logits, y[rows]).values())
             parameters = [p for net in shards for p in net.parameters()]
             gradients.append(torch.autograd.grad(loss * (rows.stop - rows.start) / 7, parameters))
-        for net, expected in zip(nets, copies, strict=True):
-            for p, before in zip(net.parameters(), expected.parameters(), strict=True):
+        for net, parts, expected in zip(nets, accumulated, copies, strict=True):
+            for p, q, before in zip(net.parameters(), parts.parameters(), expected.parameters(), strict=True):
+                assert (p - q).abs().max() <= 1e-10
                 p.data = before - p
             for ours, theirs in zip(net.buffers(), expected.buffers(), strict=True):
                 assert (ours - theirs).abs().max() <= 1e-12
@@ -265,3 +276,57 @@ def test_other_settings_in_one_process_are_refused(tmp_path):
     codes, output = together(main, tmp_path, 2)
     assert codes == [1, 1]
     assert output == "error: process 1 has other settings or data (--lr): give all processes the same\n"
+
+
+# -- the same bits from run to run; the hardware's limit ---------------------------------------------------------------
+
+
+def test_deterministic_is_recorded_and_what_is_not_possible_is_one_sentence(tmp_path, monkeypatch):
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        Trainer(tiny_run(tmp_path, method="natural", epochs=1, deterministic=True)).fit()
+        assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+        settings = json.loads((tmp_path / "Logs/run/config.json").read_text())
+        assert (settings["deterministic"], settings["processes"]) == (True, 1)
+        assert torch.load(tmp_path / "checkpoints/run/last.pt")["config"]["deterministic"] is True
+        best = torch.load(tmp_path / "checkpoints/run/best.pt")
+        assert (best["processes"], best["threads"], best["config"]["deterministic"]) == (
+            1,
+            torch.get_num_threads(),
+            True,
+        )
+
+        def not_possible(*_):
+            raise RuntimeError(
+                "some_backward_cuda does not have a deterministic implementation, but you set ... . More"
+            )
+
+        monkeypatch.setattr(StandardStep, "__call__", not_possible)
+        sentence = (
+            "--deterministic is not possible here: some_backward_cuda does not have a deterministic implementation"
+        )
+        with pytest.raises(UserError, match=sentence):
+            Trainer(tiny_run(tmp_path, method="natural", epochs=1, deterministic=True, resume="none")).fit()
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def test_part_of_the_peak_is_of_all_processes_together(tmp_path, monkeypatch):
+    """On a device that does 1 TFLOP/s; wrn-10-1 is 3 passes of a forward pass in natural training."""
+    monkeypatch.setattr(engine.trainer, "peak_flops", lambda device, precision: 1e12)
+    trainer = Trainer(tiny_run(tmp_path, method="natural", epochs=1))
+    forward = forward_gflop("wrn-10-1", 10, 16)
+    assert trainer.gflop == pytest.approx(3 * forward, rel=0.05)
+    trainer.fit()
+    (entry,) = [json.loads(line) for line in (tmp_path / "Logs/run/metrics.jsonl").read_text().splitlines()]
+    assert entry["of_peak"] == pytest.approx(entry["images_per_second"] * trainer.gflop * 1e9 / 1e12)
+    assert f"images/s ({entry['of_peak']:.0%} of the peak)  left " in (tmp_path / "Logs/run/train.log").read_text()
+
+
+@pytest.mark.parametrize(("flags", "sentence"), [
+    ({"accumulate": 3}, "--accumulate 3 does not divide --batch-size 16: choose one that does"),
+    ({"batch_norm": "global"}, "--batch-norm global: choose synchronised or local"),
+])  # fmt: skip
+def test_impossible_settings(tmp_path, flags, sentence):
+    with pytest.raises(UserError, match=sentence):
+        tiny_run(tmp_path, **flags)
