@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Train a robust student with its guide (LBGAT), or by another method: ``python train_lbgat.py --help``."""
+"""Train a robust student with its guide (LBGAT), or by another method: ``python train_lbgat.py --help``.
+
+On several GPUs: ``torchrun --nproc-per-node=K train_lbgat.py [the same flags]``.
+"""
 
 import sys
 
@@ -7,6 +10,7 @@ try:
     from engine.config import parse_train
     from engine.stopping import Stopped
     from engine.trainer import Trainer
+    from utils.distributed import ProcessGroup, exit_cleanly
     from utils.errors import run_program
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name} is not installed: source .venv/bin/activate, or pip install -r requirements.txt")
@@ -14,11 +18,13 @@ except ModuleNotFoundError as error:
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
 
 
-def main() -> None:
-    try:
-        Trainer(parse_train()).fit()
-    except Stopped as stopped:
-        sys.exit(EXIT_CODES.get(str(stopped), 0))
+def main(argv: list[str] | None = None) -> None:
+    group = ProcessGroup.init()
+    with exit_cleanly(group):
+        try:
+            Trainer(parse_train(argv), group).fit()
+        except Stopped as stopped:
+            sys.exit(EXIT_CODES.get(str(stopped), 0))
 
 
 if __name__ == "__main__":

@@ -108,6 +108,7 @@ def perturb(
     moves: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     stopped_leave: bool = False,
     first: Inner | None = None,
+    noise_rows: tuple[int, slice] | None = None,
 ) -> Tensor:
     """Adversarial images by projected gradient ascent.
 
@@ -127,6 +128,8 @@ def perturb(
         stopped_leave: whether an image that did not move once never moves again, and is no longer computed. Only
             where the logits of an image do not depend on the others.
         first: what the first step maximises, if not ``inner``.
+        noise_rows: of how many images the noise of the steps is drawn, and which of them these are; just these by
+            default.
 
     Returns:
         x' like x, inside the epsilon-ball around x and [0, 1], detached.
@@ -148,7 +151,10 @@ def perturb(
             value = maximised(logits, None if nat_logits is None else nat_logits[rows], labels).sum()
         (gradient,) = torch.autograd.grad(value, present)
         with torch.no_grad():
-            noisy = present + spec.noise * normal(x, generator)[rows] if spec.noise else present
+            noisy = present
+            if spec.noise:
+                of, part = noise_rows or (len(x), slice(None))
+                noisy = present + spec.noise * normal(x.new_empty(of, *x.shape[1:]), generator)[part][rows]
             stepped = pgd_step(noisy, gradient, x[rows], spec.of(rows))
             if moves is None and budget is None:
                 x_adv = stepped

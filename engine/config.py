@@ -30,6 +30,7 @@ SCHEDULES = (
     "multistep", "piecewise", "cosine", "cosine-from-lr", "onecycle", "cyclic", "onecycle-epochs", "onecycle-updates",
 )  # fmt: skip
 RAMPS = ("none", "linear")
+BATCH_NORMS = ("synchronised", "local")
 AVERAGES = ("none", "epoch", "step")
 PADDINGS = ("zero", "reflect")
 MOST_DECAYS = 20
@@ -50,7 +51,7 @@ class TrainConfig(CommonConfig):
     """
 
     dataset: str = option("digits", "digits, cifar10, cifar100, or NAME for which DATA_DIR/NAME.npz exists", "data")
-    batch_size: int = option(128, "images a step", "data", at_least=1)
+    batch_size: int = option(128, "images a step, of all processes together", "data", at_least=1)
     augment: str = option(
         "none", "after crop and flip: none, autoaugment[-POLICY], randaugment, cutout or rotation", "data"
     )
@@ -158,6 +159,19 @@ class TrainConfig(CommonConfig):
     nesterov: bool = option(False, "Nesterov momentum", "optimisation")
     weight_decay: float = option(2e-4, "weight decay of SGD", "optimisation", aliases=("--wd",), at_least=0)
     no_norm_decay: bool = option(False, "no weight decay of BatchNorm's weights and biases", "optimisation")
+    accumulate: int = option(
+        1,
+        "run each batch in N parts, one after the other, to need less memory; each has its own BatchNorm statistics",
+        "optimisation",
+        at_least=1,
+    )
+    batch_norm: str = option(
+        "synchronised",
+        "of several processes, statistics of the whole batch (synchronised), or of each process's rows, where running "
+        "statistics are process 0's (local, as DataParallel's)",
+        "optimisation",
+        choices=BATCH_NORMS,
+    )
     precision: str = option("fp32", "arithmetic of the forward passes", "optimisation", choices=PRECISIONS)
     compile: str = option("auto", "torch.compile; auto compiles on CUDA only", "optimisation", choices=COMPILE)
 
@@ -198,6 +212,9 @@ class TrainConfig(CommonConfig):
         at_least=0,
     )
 
+    deterministic: bool = option(
+        False, "the same weights bit for bit from run to run on CUDA too (a CPU gives them anyway), at a price in speed"
+    )
     save_freq: int = option(
         10, "write student-epochNNN.pt every N epochs, and after the last", aliases=("-s",), at_least=1
     )
@@ -237,6 +254,10 @@ class TrainConfig(CommonConfig):
         require(
             self.augment_view_weight == 0 or self.augment != "none",
             f"--augment-view-weight {self.augment_view_weight} needs an --augment for the second view",
+        )
+        require(
+            self.batch_size % self.accumulate == 0,
+            f"--accumulate {self.accumulate} does not divide --batch-size {self.batch_size}: choose one that does",
         )
         require(
             self.patience == 0 or self.val_size > 0,

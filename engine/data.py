@@ -64,12 +64,16 @@ def load_training_data(config: TrainConfig, device: torch.device) -> TrainingDat
     return TrainingData(loader, *to_device(x, y, device), split, dataset.num_classes, fingerprint)
 
 
-def check_batches(loader: Loader, num_classes: int, *networks: str | None) -> None:
-    """Check that the networks (None is skipped) can train on the smallest batch, which comes last in an epoch.
+def check_batches(loader: Loader, num_classes: int, *networks: str, parts: int = 1) -> None:
+    """Check that the networks can train on the smallest batch, which comes last in an epoch.
+
+    Args:
+        parts: into which each batch is divided, with BatchNorm statistics of their own.
 
     Raises:
         UserError: the images are too small.
     """
     n, size = len(loader.images), loader.batch_size
-    for name in filter(None, networks):
-        check_images(name, num_classes, n % size or min(size, n), *loader.images.shape[2:])
+    for name in networks:
+        smallest = max(1, (n % size or min(size, n)) // parts)
+        check_images(name, num_classes, smallest, *loader.images.shape[2:])

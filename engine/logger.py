@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -98,11 +99,13 @@ class Logger:
             self.info(CHOSEN_ON_TEST)
 
     def resumed(self, checkpoints: Checkpoints, steps: int) -> None:
-        """Log where training resumes and from which file, and whether the CPU threads then and now differ."""
-        progress, then, now = checkpoints.progress, checkpoints.threads, torch.get_num_threads()
+        """Log where training resumes and from which file, and whether the processes or threads then and now differ."""
+        progress, then = checkpoints.progress, checkpoints.saved_with or {}
         self.info(f"resuming at epoch {progress.epoch}, step {progress.step}/{steps}, from {checkpoints.latest}")
-        if then not in (None, now):
-            self.info(f"warning: saved with {then} CPU threads, now {now}: the weights may differ by rounding")
+        for what, now in (("processes", checkpoints.group.size), ("threads", torch.get_num_threads())):
+            if then.get(what, now) != now:
+                name = "CPU threads" if what == "threads" else what
+                self.info(f"warning: saved with {then[what]} {name}, now {now}: the weights may differ by rounding")
 
     def epoch(self, metrics: dict[str, Any], seconds_left: float) -> None:
         """Append one epoch to metrics.jsonl and the log, and draw the curves now and then."""
@@ -133,6 +136,19 @@ class Logger:
             plot_curves(self.metrics, self.folder / "curves.png")
         except Exception as error:  # matplotlib raises nearly anything on odd figures and full disks
             self.info(f"curves.png is not drawn ({type(error).__name__}: {error})")
+
+
+class NoLog:
+    """In the place of a Logger where another process writes the log: whatever it is told, it does nothing."""
+
+    def __enter__(self) -> "NoLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: None
 
 
 class Pace:
@@ -242,8 +258,9 @@ def epoch_line(m: dict[str, Any], epochs: int, seconds_left: float) -> str:
     average = ""
     if "average_clean" in m:
         average = f", average: clean {m['average_clean']:.2f}%, PGD-20 {m['average_robust']:.2f}%"
+    peak = f" ({m['of_peak']:.0%} of the peak)" if "of_peak" in m else ""
     return (
         f"epoch {m['epoch']}/{epochs}  lr {m['lr']:g}  loss {m['loss']:.4f} ({terms})  "
         f"{m['split']}: clean {m['student_clean']:.2f}%, PGD-20 {m['student_robust']:.2f}%{guide}{average}  "
-        f"{m['images_per_second']:.0f} images/s  left {timedelta(seconds=round(seconds_left))}"
+        f"{m['images_per_second']:.0f} images/s{peak}  left {timedelta(seconds=round(seconds_left))}"
     )

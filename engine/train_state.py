@@ -1,5 +1,6 @@
 """The state of a training run: its progress, and what is saved of it."""
 
+import json
 import math
 import os
 import time
@@ -14,11 +15,14 @@ from engine.averaging import WeightAverage
 from engine.config import TrainConfig
 from engine.resume import FORMAT, damaged, load_training_state, momentum_buffers
 from engine.schedule import learning_rate
+from engine.share import share_state
 from engine.steps import Step
 from losses.base import Objective
 from models.weights import load_strictly, plain_state
+from utils.distributed import ProcessGroup
 from utils.errors import UserError
 from utils.files import save_atomically, write_atomically
+from utils.options import flag
 
 
 @dataclass
@@ -66,7 +70,8 @@ class Checkpoints:
         data: fingerprint of the images and labels.
         latest: the last file that this run was saved to, or resumed from; None if there is none.
         replaced: files of an earlier run with this mark that are removed when this one is saved first.
-        threads: CPU threads of the process that saved the state that was resumed from; None if not known.
+        group: the processes that train together; only process 0 reads and writes files.
+        saved_with: processes and CPU threads of each that saved the state that was resumed from; None if not known.
         best_file: best.pt beside the file that was resumed from.
         found: identity of the last.pt that was there at the start; None if there was none.
     """
@@ -82,7 +87,8 @@ class Checkpoints:
     progress: Progress
     latest: Path | None = None
     replaced: list[Path] = field(default_factory=list)
-    threads: int | None = None
+    group: ProcessGroup = field(default_factory=ProcessGroup)
+    saved_with: dict[str, int] | None = None
     found: tuple[int, ...] | None = None
     best_file: Path | None = None
     saved_at: float = field(default_factory=time.monotonic)
@@ -97,6 +103,8 @@ class Checkpoints:
         Raises:
             UserError: another training has written last.pt since this one has read it.
         """
+        if not self.group.is_main:
+            return
         if identity(self.folder / "last.pt") != self.found:
             raise UserError(f"another training has just written {self.folder}/last.pt: run the command again")
         if self.best_file is not None and self.best_file.exists() and not (self.folder / "best.pt").exists():
@@ -110,6 +118,10 @@ class Checkpoints:
             UserError: the state is not finite, or the file cannot be written.
         """
         self.check_finite()
+        self.saved_at = time.monotonic()
+        step = self.step.state_dict()  # which processes may have to gather
+        if not self.group.is_main:
+            return
         self._remove_replaced()
         last = self.folder / "last.pt"
         state = {
@@ -120,7 +132,7 @@ class Checkpoints:
             "guide": self.guide.state_dict() if self.guide is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "objective": self.objective.state_dict(),
-            "step": self.step.state_dict(),
+            "step": step,
             "average": self.average.state_dict() if self.average else None,
             "epoch": self.progress.epoch,
             "steps_done": self.progress.step,
@@ -128,10 +140,13 @@ class Checkpoints:
             "seconds": self.progress.seconds,
             "best": self.progress.best,
             "train_robust": self.progress.train_robust,
-            "threads": torch.get_num_threads(),
+            **self._processes(),
         }
         save_atomically(state, last)
-        self.latest, self.saved_at, self.found = last, time.monotonic(), identity(last)
+        self.latest, self.found = last, identity(last)
+
+    def _processes(self) -> dict[str, int]:
+        return {"processes": self.group.size, "threads": torch.get_num_threads()}
 
     def save_epoch(self, epoch: int, metrics: dict[str, Any], split: str) -> None:
         """Save after an epoch, whose progress is counted already: best.pt if it is the best, and last.pt.
@@ -142,20 +157,28 @@ class Checkpoints:
         Args:
             split: the images that the metrics were measured on: ``validation`` or ``test``.
         """
-        self._remove_replaced()
+        if self.group.is_main:
+            self._remove_replaced()
         which = "average" if self.average else "student"
         criterion = f"{which}_robust" if "adv" in self.objective.passes else f"{which}_clean"
+        better = metrics[criterion] > self.progress.best.get(criterion, -1.0)
+        if better:
+            self.progress.best = {"epoch": epoch, "chosen_by": criterion, "chosen_on": split, **metrics}
+        if self.group.is_main:
+            self._save_weights(epoch, which if better else "")
+        self.save_last()  # last: after a kill in between, the files before it are written again
+
+    def _save_weights(self, epoch: int, best: str) -> None:
+        """Save the weights of an epoch that is due, and in best.pt those that ``best`` names, student or average."""
         states = {"student": plain_state(self.student)}
         if self.average:
             states["average"] = plain_state(self.average.model)
-        if metrics[criterion] > self.progress.best.get(criterion, -1.0):
-            self.progress.best = {"epoch": epoch, "chosen_by": criterion, "chosen_on": split, **metrics}
-            weights = {"format": FORMAT, "config": self.config.as_dict(), "student": states[which]}
-            save_atomically({**weights, "best": self.progress.best}, self.folder / "best.pt")
+        if best:
+            weights = {"format": FORMAT, "config": self.config.as_dict(), "student": states[best]}
+            save_atomically({**weights, "best": self.progress.best, **self._processes()}, self.folder / "best.pt")
         if epoch % self.config.save_freq == 0 or epoch == self.config.epochs:
             for name, state in states.items():
                 save_atomically(state, self.folder / f"{name}-epoch{epoch:03d}.pt")
-        self.save_last()  # last: after a kill in between, the files before it are written again
 
     def check_finite(self) -> None:
         """Refuse to evaluate or save a run that has diverged.
@@ -194,11 +217,23 @@ class Checkpoints:
         self.replaced = []
 
     def resume(self, device: torch.device, steps_per_epoch: int) -> None:
-        """Resume from the file that the configuration names, if there is one.
+        """Resume from the file that the configuration names, if there is one; all processes get process 0's state.
 
         Raises:
-            UserError: no such file, a damaged one, or one of another run.
+            UserError: no such file, a damaged one, or one of another run; or processes with other settings or data.
         """
+        mine = {**self.config.as_dict(), "images": self.data}
+        for rank, theirs in enumerate(self.group.gather(mine)):
+            differ = [flag(name) for name, value in json.loads(json.dumps(mine)).items() if theirs[name] != value]
+            if differ:
+                what = ", ".join(differ).replace("--images", "the images")
+                raise UserError(f"process {rank} has other settings or data ({what}): give all processes the same")
+        if self.group.is_main:
+            self._resume(device, steps_per_epoch)
+        if self.group.size > 1:
+            share_state(self, self.group)
+
+    def _resume(self, device: torch.device, steps_per_epoch: int) -> None:
         last, choice = self.folder / "last.pt", self.config.resume
         self.found = identity(last)
         if choice == "none":
@@ -223,7 +258,8 @@ class Checkpoints:
         self.best_file = path.parent / "best.pt"
         if not self.best_file.exists():
             self.progress.best = {}  # its file is missing: the next epoch is the best so far
-        self.latest, self.threads = path, state.get("threads")
+        self.latest = path
+        self.saved_with = {name: state[name] for name in ("processes", "threads") if name in state} or None
 
     def _load(self, state: dict[str, Any], path: Path, steps_per_epoch: int) -> None:
         epoch, step, seconds = state["epoch"], state["steps_done"], state["seconds"]

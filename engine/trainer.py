@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ from tqdm import tqdm
 
 from engine.averaging import create_average
 from engine.config import TrainConfig
+from engine.cost import step_gflop
 from engine.data import check_batches, load_training_data
-from engine.logger import Logger, Pace
+from engine.logger import Logger, NoLog, Pace
 from engine.networks import create_guide
 from engine.optimizer import create_optimizer
 from engine.overfitting import catastrophic, overfitting_sentence, training_accuracy
@@ -23,25 +25,31 @@ from engine.validate import evaluate
 from losses import create_objective
 from models import create_model
 from models.accelerate import choose_acceleration
-from models.batchnorm import add_second_batchnorms
-from utils.device import choose_device, set_precision
-from utils.distributed import refuse_several_processes
-from utils.errors import ensure_writable
+from models.batchnorm import alone
+from models.batchnorm_sets import add_second_batchnorms
+from utils.device import choose_device, set_deterministic, set_precision
+from utils.distributed import ProcessGroup
+from utils.errors import UserError, ensure_writable
 from utils.files import lock_folder
+from utils.flops import peak_flops
 from utils.provenance import provenance
 
 
 class Trainer:
     """Trains one student as the configuration says; everything random depends on (seed, epoch, step) alone.
 
+    Args:
+        group: the processes that train together, each on its rows of every batch; process 0 writes the files.
+
     Raises:
         UserError: impossible settings, unreadable data or checkpoint, unwritable folders.
     """
 
-    def __init__(self, config: TrainConfig):
-        refuse_several_processes("training")
-        self.config, self.device = config, choose_device(config.device)
+    def __init__(self, config: TrainConfig, group: ProcessGroup | None = None):
+        self.config, self.group = config, group or ProcessGroup()
+        self.device = choose_device(self.group.device(config.device))
         autocast = set_precision(config.precision, self.device)
+        set_deterministic(config.deterministic)
         self.data = load_training_data(config, self.device)
         torch.manual_seed(config.seed)
         self.student = create_model(config.student, self.data.num_classes).to(self.device)
@@ -51,7 +59,9 @@ class Trainer:
         if self.objective.bn_sets > 1:
             add_second_batchnorms(self.student)
         self.guide = create_guide(config, self.objective, self.data.num_classes, self.device)
-        check_batches(self.data.loader, self.data.num_classes, config.student, config.guide if self.guide else None)
+        parts = config.accumulate * (self.group.size if config.batch_norm == "local" else 1)
+        names = (config.student, config.guide) if self.guide else (config.student,)
+        check_batches(self.data.loader, self.data.num_classes, *names, parts=parts)
         self.optimizer = create_optimizer(config, [net for net in (self.student, self.guide) if net is not None])
         self.step = create_step(
             self.student,
@@ -62,13 +72,20 @@ class Trainer:
             awp_gamma=config.awp_gamma,
             view_weights=(1.0, config.augment_view_weight),
             autocast=autocast,
-            acceleration=choose_acceleration(self.device, config.compile, config.batch_size),
+            acceleration=choose_acceleration(
+                self.device, config.compile, config.batch_size // config.accumulate, self.group
+            ),
+            group=self.group,
+            batch_norm=config.batch_norm,
+            accumulate=config.accumulate,
         )
         self.average = create_average(config, self.step.student, len(self.data.loader))
+        self.peak = (peak_flops(self.device, config.precision) or 0.0) * self.group.size
+        self.gflop = step_gflop(config, self.data.num_classes, *self.data.loader.images.shape[2:]) if self.peak else 0.0
         self.progress = Progress()
         self.checkpoints = Checkpoints(
             config, self.data.fingerprint, self.student, self.guide, self.objective, self.optimizer, self.step,
-            self.average, self.progress,
+            self.average, self.progress, group=self.group,
         )  # fmt: skip
         self.checkpoints.resume(self.device, len(self.data.loader))
 
@@ -82,15 +99,19 @@ class Trainer:
         """
         config, folder = self.config, self.checkpoints.folder
         if self.progress.epoch > config.epochs:
+            if not self.group.is_main:
+                return
             done = f"already trained for {self.progress.epoch - 1} epochs: nothing to do ({self.checkpoints.latest})"
             print(f"{done}; --epochs N trains on, --resume none trains anew, for instance after a change of the code")
             return
-        ensure_writable(folder, "--checkpoint-dir")
-        with lock_folder(folder, "training"):
+        if self.group.is_main:
+            ensure_writable(folder, "--checkpoint-dir")
+        with lock_folder(folder, "training") if self.group.is_main else nullcontext():
             self.checkpoints.begin()
             steps = len(self.data.loader)
-            with Logger(config, self.progress) as log, StopSignal(self.checkpoints, steps, log.info) as stop:
-                settings = config.as_dict() | provenance(self.device)
+            logger = Logger(config, self.progress) if self.group.is_main else NoLog()
+            with logger as log, StopSignal(self.checkpoints, steps, log.info, self.group) as stop:
+                settings = config.as_dict() | provenance(self.device, self.group.size)
                 log.opening(settings, self.guide is not None, len(self.data.loader.images), self.data.eval_split)
                 if self.progress.started:
                     log.resumed(self.checkpoints, steps)
@@ -98,8 +119,13 @@ class Trainer:
                     self._train_epochs(log, stop, Pace(config.epochs, steps))
                     best = self.progress.best.get("epoch")
                     log.info(f"finished: {folder}/last.pt; best.pt is epoch {best}")
+                except RuntimeError as error:
+                    if config.deterministic and "deterministic" in str(error):
+                        raise UserError(f"--deterministic is not possible here: {str(error).split('.')[0]}") from error
+                    raise
                 finally:
                     log.plot(final=True)
+            self.group.sum_(torch.zeros(1))  # waits until process 0 has written everything
 
     def _train_epochs(self, log: Logger, stop: StopSignal, pace: Pace) -> None:
         config, progress = self.config, self.progress
@@ -130,7 +156,7 @@ class Trainer:
             desc=f"epoch {epoch}/{config.epochs}",
             unit="step",
             leave=False,
-            disable=sys.stderr is None or None,
+            disable=sys.stderr is None or not self.group.is_main or None,
         )
         for *views, y in bar:
             begin = time.perf_counter()
@@ -159,7 +185,8 @@ class Trainer:
         """Accuracy under PGD-5 on the epoch's first batch; its passes in train mode move the BatchNorm statistics."""
         x, *_, y = next(self.data.loader.epoch(epoch))
         spec = attack_spec(self.config, "uniform", epoch)
-        return training_accuracy(self.step.student, x, y, spec, self._generator(epoch, len(self.data.loader)))
+        with alone(self.student):  # every process has the whole batch
+            return training_accuracy(self.step.student, x, y, spec, self._generator(epoch, len(self.data.loader)))
 
     def _validate(self, epoch: int, stop: StopSignal) -> dict[str, Any]:
         """The epoch's entry of metrics.jsonl: its losses, and the accuracies after it."""
@@ -180,8 +207,10 @@ class Trainer:
                 self.config,
                 average=self.average.network if self.average else None,
                 on_batch=stop.check,
+                group=self.group,
             ),
             "images_per_second": n / seconds,
+            **({"of_peak": self.gflop * 1e9 * n / seconds / self.peak} if self.peak else {}),
             "seconds": seconds,
         }
 

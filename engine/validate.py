@@ -5,25 +5,36 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from attacks.pgd import cross_entropy_per_image, frozen, perturb, pgd20
+from attacks.pgd import cross_entropy_per_image, frozen, perturb, pgd20, starting_point
 from datasets.loader import to_float
 from engine.config import TrainConfig
 from models.accelerate import AcceleratedModel
+from utils.distributed import ProcessGroup
 
 LARGE_BATCH = 250
 
 
+ALONE = ProcessGroup()
+
+
 def clean_accuracy(
-    network: AcceleratedModel, images: Tensor, labels: Tensor, on_batch: Callable[[], None] = lambda: None
+    network: AcceleratedModel,
+    images: Tensor,
+    labels: Tensor,
+    on_batch: Callable[[], None] = lambda: None,
+    group: ProcessGroup = ALONE,
 ) -> float:
-    """Percentage of images (N, 3, H, W) uint8 that the network, in eval mode, classifies correctly."""
-    correct = 0
+    """Percentage of images (N, 3, H, W) uint8 that the network, in eval mode, classifies correctly; each process of the
+    group looks at its rows of every batch."""
+    correct = torch.zeros((), dtype=torch.int64)
     with frozen(network.model), torch.inference_mode(not network.acceleration.compile_batch_size), torch.no_grad():
         network.refresh()
-        for x, y in _batches(network, images, labels):
-            correct += (network.attack_logits(x).argmax(1) == y).sum().item()
+        for x, y in _batches(network, images, labels, group):
+            rows = group.rows(len(y))
+            correct += (network.attack_logits(x[rows]).argmax(1) == y[rows]).sum().item()
             on_batch()
-    return 100 * correct / len(images)
+    group.sum_(correct)
+    return 100 * correct.item() / len(images)
 
 
 def pgd_accuracy(
@@ -34,8 +45,11 @@ def pgd_accuracy(
     norm: str = "linf",
     seed: int = 0,
     on_batch: Callable[[], None] = lambda: None,
+    group: ProcessGroup = ALONE,
 ) -> float:
     """Percentage of images still classified correctly under PGD-20 on the cross-entropy; see ``pgd20``.
+
+    The starts are drawn for whole batches: they do not depend on the number of processes.
 
     Args:
         images: (N, 3, H, W) uint8; labels: (N,).
@@ -44,20 +58,27 @@ def pgd_accuracy(
     """
     spec = pgd20(epsilon, norm)
     generator = torch.Generator(images.device).manual_seed(seed)
-    correct = 0
+    correct = torch.zeros((), dtype=torch.int64)
     with frozen(network.model):
         network.refresh()
-        for x, y in _batches(network, images, labels):
-            x_adv = perturb(network.attack_logits, x, y, cross_entropy_per_image, spec, generator, uses_clean=False)
+        for x, y in _batches(network, images, labels, group):
+            start, rows = starting_point(x, spec, generator), group.rows(len(y))
+            x, y, start = x[rows], y[rows], start[rows]
+            x_adv = perturb(network.attack_logits, x, y, cross_entropy_per_image, spec, start=start, uses_clean=False)
             with torch.no_grad():
                 correct += (network.attack_logits(x_adv).argmax(1) == y).sum().item()
             on_batch()
-    return 100 * correct / len(images)
+    group.sum_(correct)
+    return 100 * correct.item() / len(images)
 
 
-def _batches(network: AcceleratedModel, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Float batches of the size that is fastest: what was compiled, or just large."""
-    size = network.acceleration.compile_batch_size or LARGE_BATCH
+def _batches(
+    network: AcceleratedModel, images: Tensor, labels: Tensor, group: ProcessGroup
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Float batches of the size that is fastest: what the processes have compiled, or just large."""
+    compiled = torch.tensor(network.acceleration.compile_batch_size)
+    group.sum_(compiled)
+    size = compiled.item() or LARGE_BATCH
     for x, y in zip(images.split(size), labels.split(size), strict=True):
         yield network.in_memory_order(to_float(x)), y
 
@@ -70,6 +91,7 @@ def evaluate(
     config: TrainConfig,
     average: AcceleratedModel | None = None,
     on_batch: Callable[[], None] = lambda: None,
+    group: ProcessGroup = ALONE,
 ) -> dict[str, float]:
     """What an epoch reports, accuracies in percent: clean on all images (N, 3, H, W) uint8, PGD-20 on the first
     ``config.eval_size`` of them; of the student, the guide (clean only) and the average of the student's weights."""
@@ -78,11 +100,11 @@ def evaluate(
     for name, network in (("student", student), ("average", average)):
         if network is None:
             continue
-        results[f"{name}_clean"] = clean_accuracy(network, images, labels, on_batch)
+        results[f"{name}_clean"] = clean_accuracy(network, images, labels, on_batch, group)
         results[f"{name}_robust"] = pgd_accuracy(
-            network, images[:n], labels[:n], config.epsilon, config.norm, on_batch=on_batch
+            network, images[:n], labels[:n], config.epsilon, config.norm, on_batch=on_batch, group=group
         )
     results["robust_images"] = n
     if guide is not None:
-        results["guide_clean"] = clean_accuracy(guide, images, labels, on_batch)
+        results["guide_clean"] = clean_accuracy(guide, images, labels, on_batch, group)
     return results

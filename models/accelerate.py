@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from models.fold import Folded
+from utils.distributed import ProcessGroup
 
 DYNAMIC = -1  # as ``compile_batch_size``
 
@@ -36,15 +37,23 @@ class AccelerationConfig:
 NO_ACCELERATION = AccelerationConfig(channels_last=False, fold=False)
 
 
-def choose_acceleration(device: torch.device, compile: str, batch_size: int) -> AccelerationConfig:
+def choose_acceleration(
+    device: torch.device,
+    compile: str,
+    batch_size: int,
+    group: ProcessGroup = ProcessGroup(),  # noqa: B008 (no state)
+) -> AccelerationConfig:
     """Choose the optimizations that pay on a device (measured: ``python -m benchmarks.train_step --ablate``).
 
     Args:
         compile: ``auto`` (on CUDA only: eager is faster on a CPU), ``on`` or ``off``.
+        group: the processes that share each batch. Several exchange tensors within a step: it is no CUDA graph.
     """
     compiled = compile == "on" or (compile == "auto" and device.type == "cuda")
+    rows = group.rows(batch_size)
     return AccelerationConfig(
-        compile_batch_size=batch_size if compiled else 0, cuda_graphs=compiled and device.type == "cuda"
+        compile_batch_size=rows.stop - rows.start if compiled else 0,
+        cuda_graphs=compiled and device.type == "cuda" and group.size == 1,
     )
 
 

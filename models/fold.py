@@ -25,6 +25,13 @@ class Affine(nn.Module):
         return torch.addcmul(self.shift, x, self.scale)
 
 
+class _Tracer(fx.Tracer):
+    """Looks into no BatchNorm, its subclasses included."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, nn.BatchNorm2d) or super().is_leaf_module(module, name)
+
+
 class Folded:
     """An eval-mode forward of ``model`` in which every BatchNorm that directly follows a convolution is folded into it.
 
@@ -40,7 +47,7 @@ class Folded:
     """
 
     def __init__(self, model: nn.Module):
-        traced = fx.symbolic_trace(model)
+        traced = fx.GraphModule(model, _Tracer().trace(model))
         modules = dict(traced.named_modules())
         self._pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d, nn.Conv2d]] = []
         self._affine: list[tuple[nn.BatchNorm2d, Affine]] = []

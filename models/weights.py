@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models import create_model
-from models.batchnorm import SECOND
+from models.batchnorm_sets import SECOND
 from utils.errors import UserError
 
 LARGEST_RATIO = 4  # how many times the members of a checkpoint may be larger than the file: torch compresses nothing

@@ -85,7 +85,8 @@ class Records:
     @cached_property
     def recipes(self) -> dict[str, Recipe]:
         """By name, those with published figures first, in the order of published.csv."""
-        recipes = [read_recipe(script) for script in sorted((self.root / "sh").glob("train_*.sh"))]
+        scripts = sorted(set((self.root / "sh").glob("train_*.sh")) - {self.root / "sh/train_slurm.sh"})
+        recipes = [read_recipe(script) for script in scripts]
         rank = {recipe.name: i for i, row in enumerate(self.published) for recipe in recipes if recipe.publishes(row)}
         recipes.sort(key=lambda recipe: (rank.get(recipe.name, len(self.published)), recipe.name))
         return {recipe.name: recipe for recipe in recipes}

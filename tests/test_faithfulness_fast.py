@@ -21,7 +21,7 @@ from engine.overfitting import training_accuracy
 from engine.schedule import update_rates
 from engine.steps import create_step
 from losses import create_objective
-from models.batchnorm import SECOND, add_second_batchnorms
+from models.batchnorm_sets import SECOND, add_second_batchnorms
 from tests.helpers import ROOT, Golden, tiny_net
 
 TOLERANCE = 1e-9

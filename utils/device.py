@@ -1,5 +1,6 @@
 """Where to compute, and with which arithmetic."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -35,6 +36,14 @@ def set_precision(precision: str, device: torch.device) -> Callable[[], Abstract
     """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "fp32"
     return partial(torch.autocast, device.type, torch.bfloat16) if precision == "bf16" else nullcontext
+
+
+def set_deterministic(on: bool) -> None:
+    """Make PyTorch use only algorithms that give the same bits each time, and raise RuntimeError where it has none."""
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+        torch.utils.deterministic.fill_uninitialized_memory = False  # it would only cost time
+    torch.use_deterministic_algorithms(on)
 
 
 @contextmanager

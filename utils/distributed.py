@@ -1,8 +1,8 @@
 """Several processes on one job, started by torchrun: rank and size, messages, a shared counter, and one end for all.
 
-A message is JSON or bytes and travels in tensors by gloo. Nothing that arrives is unpickled, since torchrun's store and
-gloo's connections ask nobody for a password. Waiting is a loop over the store's counters, so that Ctrl-C and SIGTERM
-interrupt it.
+A message is JSON or bytes and travels in tensors by gloo; tensors on GPUs travel by NCCL. Nothing that arrives is
+unpickled, since torchrun's store and gloo's connections ask nobody for a password. Waiting is a loop, over the store's
+counters or until a collective is complete, so that Ctrl-C and SIGTERM interrupt it.
 """
 
 import json
@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from utils.errors import UserError
 
@@ -58,7 +59,7 @@ class ProcessGroup:
             store, *_ = next(dist.rendezvous("env://", timeout=timedelta(minutes=1)))
             group = cls(rank, size, local_rank, dist.PrefixStore("lbgat", store))
             group._arrive()  # init_process_group cannot be interrupted, so it starts when all are there
-            dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+            dist.init_process_group(_backend(), store=store, rank=rank, world_size=size)
         except (RuntimeError, ValueError, KeyError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(f"WORLD_SIZE is {size}, but no torchrun answers: unset it ({reason})") from error
@@ -77,6 +78,51 @@ class ProcessGroup:
         if self.size > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
             return f"cuda:{self.local_rank % torch.cuda.device_count()}"
         return name
+
+    def rows(self, n: int) -> slice:
+        """The rows of this process, of a batch of n: even parts, the first processes' one longer where needed."""
+        share, longer = divmod(n, self.size)
+        begin = self.rank * share + min(self.rank, longer)
+        return slice(begin, begin + share + (self.rank < longer))
+
+    def sum_(self, *tensors: Tensor) -> None:
+        """Replace each tensor by its sum over all processes, which call this with the same shapes; all sums are equal.
+
+        Raises:
+            UserError: another process has ended.
+        """
+        self._exchange(tensors, lambda flat: dist.all_reduce(flat, async_op=True))
+
+    def copy_from_main_(self, *tensors: Tensor) -> None:
+        """Replace each tensor by rank 0's.
+
+        Raises:
+            UserError: another process has ended.
+        """
+        self._exchange(tensors, lambda flat: dist.broadcast(flat, 0, async_op=True))
+
+    def whole(self, part: Tensor, n: int) -> Tensor:
+        """The batch of n rows of which each process holds its ``rows``, differentiable: a gradient that all processes
+        compute alike of the whole batch becomes that of the part."""
+        return part if self.size == 1 else _Whole.apply(part, n, self)
+
+    def _exchange(self, tensors: Sequence[Tensor], start: Callable[[Tensor], Any]) -> None:
+        """Run a collective in place on all tensors of a type at once."""
+        if self.size == 1:
+            return
+        kinds: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in tensors:
+            kinds.setdefault(tensor.dtype, []).append(tensor.detach())
+        for same in kinds.values():
+            alone = len(same) == 1 and same[0].is_contiguous()
+            flat = same[0] if alone else torch.cat([tensor.reshape(-1) for tensor in same])
+            _wait(start, flat)
+            if not alone:
+                parts = flat.split([tensor.numel() for tensor in same])
+                torch._foreach_copy_(same, [part.view(t.shape) for part, t in zip(parts, same, strict=True)])
+
+    def __deepcopy__(self, memo: dict) -> "ProcessGroup":
+        return self  # also in the copy of a network whose BatchNorm refers to it
 
     def add(self, counter: str, amount: int) -> int:
         """Add to a counter that all processes share; return the sum so far.
@@ -170,19 +216,45 @@ class ProcessGroup:
             UserError: another process has ended, or torchrun.
         """
         self._arrive()
-        try:
-            work = start()
+        _wait(lambda _: start(), None)
+
+
+class _Whole(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, n: int, group: ProcessGroup) -> Tensor:
+        ctx.rows = group.rows(n)
+        whole = part.new_zeros(n, *part.shape[1:])
+        whole[ctx.rows] = part
+        group.sum_(whole)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad[ctx.rows], None, None
+
+
+def _backend() -> str:
+    """gloo; and for tensors on GPUs NCCL, where each process of the machine has a GPU of its own."""
+    own = torch.cuda.device_count() >= _integer("LOCAL_WORLD_SIZE", 1)
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() and own else "gloo"
+
+
+def _wait(start: Callable[[Any], Any], tensor: Tensor | None) -> None:
+    """Run a collective; where it runs on CPUs, so that signals interrupt the waiting.
+
+    Raises:
+        UserError: another process has ended.
+    """
+    pause = 2e-5
+    try:
+        work = start(tensor)
+        if tensor is None or not tensor.is_cuda or _backend() == "gloo":
             while not work.is_completed():
-                time.sleep(0.001)
-            work.wait()
-        except RuntimeError as error:
-            raise UserError(LOST) from error
-
-
-def refuse_several_processes(what: str) -> None:
-    """Raises: UserError: torchrun has started several processes, and ``what`` runs in one."""
-    if (size := _integer("WORLD_SIZE", 1)) > 1:
-        raise UserError(f"{what} runs in one process and torchrun started {size}: start it without torchrun")
+                time.sleep(pause)
+                pause = min(2 * pause, 0.001)
+        work.wait()
+    except RuntimeError as error:
+        raise UserError(LOST) from error
 
 
 def _integer(name: str, default: int) -> int:
@@ -192,11 +264,11 @@ def _integer(name: str, default: int) -> int:
     return int(text)
 
 
-def _tensor(data: bytes) -> torch.Tensor:
+def _tensor(data: bytes) -> Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
 
 
-def _bytes(tensor: torch.Tensor) -> bytes:
+def _bytes(tensor: Tensor) -> bytes:
     return tensor.numpy().tobytes()
 
 

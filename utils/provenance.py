@@ -11,7 +11,8 @@ import torch
 
 from utils.device import describe
 
-PROVENANCE = ("hardware", "threads", "versions", "commit", "dirty", "command")  # beside the settings in config.json
+# Beside the settings in config.json.
+PROVENANCE = ("hardware", "processes", "threads", "versions", "commit", "dirty", "command")
 PACKAGES = ("torch", "torchvision", "numpy", "pyautoattack")
 
 
@@ -40,10 +41,11 @@ def commit() -> dict[str, Any]:
         return {"commit": None, "dirty": None}
 
 
-def provenance(device: torch.device) -> dict[str, Any]:
-    """What config.json holds beside the settings."""
+def provenance(device: torch.device, processes: int = 1) -> dict[str, Any]:
+    """What config.json holds beside the settings; the hardware and threads are those of each process."""
     return {
-        "hardware": describe(device),
+        "hardware": f"{processes} x {describe(device)}" if processes > 1 else describe(device),
+        "processes": processes,
         "threads": torch.get_num_threads(),
         "versions": versions(),
         **commit(),

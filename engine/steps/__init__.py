@@ -16,10 +16,13 @@ from attacks.pgd import AttackSpec
 from engine.steps.cuda_graph import EagerFallback, GraphedStep
 from engine.steps.free import FreeStep
 from engine.steps.joint_views import JointViewsStep
+from engine.steps.local import LocalStatistics
 from engine.steps.standard import StandardStep
 from engine.steps.yopo import TRADESYOPOStep, YOPOStep
 from losses.base import Objective
 from models.accelerate import AcceleratedModel, AccelerationConfig
+from models.batchnorm import synchronise_batch_norm
+from utils.distributed import ProcessGroup
 
 
 class Step(Protocol):
@@ -47,7 +50,7 @@ class Step(Protocol):
     def __call__(
         self, views: Sequence[Tensor], y: Tensor, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Train on one batch.
+        """Train on one batch, together with the other processes: each gets the whole batch and works on its rows.
 
         Args:
             views: clean images (B, 3, H, W) in [0, 1], the same ones in one or several views.
@@ -59,7 +62,7 @@ class Step(Protocol):
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """What the step carries from batch to batch: tensors by name, for the checkpoint."""
+        """What the step carries from batch to batch: tensors by name, for the checkpoint; the same in all processes."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
@@ -85,6 +88,9 @@ def create_step(
     view_weights: Sequence[float] = (1.0,),
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     acceleration: AccelerationConfig = AccelerationConfig(),  # noqa: B008 (frozen)
+    group: ProcessGroup = ProcessGroup(),  # noqa: B008 (one process, without state)
+    batch_norm: str = "synchronised",
+    accumulate: int = 1,
 ) -> Step:
     """The step that the objective asks for, made fast.
 
@@ -96,14 +102,24 @@ def create_step(
         view_weights: weights of the losses of the views.
         autocast: makes the context in which forward passes run (mixed precision); losses are computed in float32.
         acceleration: how the forward passes run; no choice changes the mathematics.
+        group: the processes that share each batch.
+        batch_norm: of several processes, statistics of the whole batch (``synchronised``), or of each process's rows
+            (``local``).
+        accumulate: into how many parts a batch is divided that run one after the other.
     """
     if objective.bn_sets > 1:  # a compiled forward holds on to one set
         acceleration = replace(acceleration, compile_batch_size=0, cuda_graphs=False)
-    torch.backends.cudnn.benchmark = True  # the shapes stay the same: let cuDNN time its algorithms once
+    # The shapes stay the same: let cuDNN time its algorithms once.
+    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+    if group.size > 1 and batch_norm == "synchronised":
+        for net in filter(None, (student, guide)):
+            synchronise_batch_norm(net, group)
     networks = [AcceleratedModel(net, acceleration, autocast) if net is not None else None for net in (student, guide)]
-    step = STEPS[objective.step](*networks, objective, optimizer, attack, awp_gamma, view_weights)
+    step = STEPS[objective.step](*networks, objective, optimizer, attack, awp_gamma, view_weights, group, accumulate)
     if acceleration.compile_batch_size:
         step = EagerFallback(step)
     if acceleration.cuda_graphs:
         step = GraphedStep(step, acceleration.compile_batch_size)
+    if group.size > 1 and batch_norm == "local":
+        step = LocalStatistics(step, group)
     return step

@@ -36,25 +36,27 @@ class FreeStep(StandardStep):
     def __call__(
         self, views: Sequence[Tensor], y: Tensor, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        x = self.student.in_memory_order(views[0])
-        delta, self.losses = self._rows(x), []
+        n, rows = len(y), self._rows(y)
+        delta, self.losses = self._known(views[0])[rows], []
+        x = self.student.in_memory_order(views[0])[rows]
         self.student.model.train()
         for rates in self._rates:
             set_rates(self.optimizer, rates)
             self.optimizer.zero_grad(set_to_none=True)
             delta.requires_grad_()
             x_adv = (x + delta).clamp(0, 1) if self.objective.clip_image else x + delta
-            terms = self.objective.outer({"adv": self.student.train_logits(x_adv)}, y)
+            terms = self.objective.outer({"adv": self.group.whole(self.student.train_logits(x_adv), n)}, y)
             loss = sum(terms.values())
             loss.backward()
             with torch.no_grad():
                 delta = self._moved(delta.detach(), delta.grad, x)
+            self.sum_gradients()
             self.optimizer.step()  # from the gradient at the old delta
             self.losses.append(loss.detach())
-        self.delta = torch.cat([delta, self.delta[len(x) :]])
+        self.delta = torch.cat([self.group.whole(delta, n), self.delta[n:]])
         return {"ce": torch.stack(self.losses).mean()}
 
-    def _rows(self, x: Tensor) -> Tensor:
+    def _known(self, x: Tensor) -> Tensor:
         """The perturbations of the batch's positions: zero where no batch has reached yet."""
         known = x[:0] if self.delta is None else self.delta
         self.delta = torch.cat([known, torch.zeros_like(x[len(known) :])])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attacks.awp import directions, perturbed_weights, statistics_kept
 from engine.steps.standard import Logits, StandardStep
-from models.batchnorm import second_batchnorms
+from models.batchnorm_sets import second_batchnorms
 from utils.errors import UserError
 
 
@@ -24,8 +24,10 @@ class JointViewsStep(StandardStep):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        if any(self.view_weights[1:]):
-            raise UserError("--augment-view-weight is not for a method with views of its own: leave it out")
+        if any(self.view_weights[1:]) or self.accumulate > 1:
+            raise UserError(
+                "--augment-view-weight and --accumulate are not for a method with views of its own: leave them out"
+            )
 
     def batchnorms(self, i: int) -> AbstractContextManager:
         return second_batchnorms(self.student.model) if i else nullcontext()
@@ -44,10 +46,11 @@ class JointViewsStep(StandardStep):
         joint = {}
         for i, x in enumerate(views):
             with self.batchnorms(i):
-                self.run_passes(self.passes, i, x, logits[i])
+                self.run_passes(self.passes, i, x, y, logits[i])
             joint |= {name if i == 0 else f"{name}{i + 1}": value for name, value in logits[i].items()}
         terms = self.objective.outer(joint, y)
         sum(terms.values()).backward()
+        self.sum_gradients()
         return {name: term.detach() for name, term in terms.items()}
 
     def awp_direction(
@@ -55,7 +58,9 @@ class JointViewsStep(StandardStep):
     ) -> dict[str, tuple[nn.Parameter, Tensor]]:
         weights, found = perturbed_weights(self.student.model), {}
         with statistics_kept(self.student.model):
-            self.run_passes(self.passes, 0, views[0], found)
+            self.run_passes(self.passes, 0, views[0], y, found)
             loss = self.objective.perturbed_loss(found, y)
-            scaled = directions(list(weights.values()), torch.autograd.grad(loss, list(weights.values())))
+            gradients = torch.autograd.grad(loss, list(weights.values()))
+        self.group.sum_(*gradients)
+        scaled = directions(list(weights.values()), gradients)
         return {name: (w, v) for (name, w), v in zip(weights.items(), scaled, strict=True)}

@@ -12,6 +12,7 @@ from attacks.awp import directions, perturbed, perturbed_weights, statistics_kep
 from attacks.pgd import AttackSpec, frozen, perturb, starting_point, uniform
 from losses.base import Objective
 from models.accelerate import AcceleratedModel
+from utils.distributed import ProcessGroup
 from utils.errors import UserError
 
 Logits = dict[str, Tensor]  # by forward pass
@@ -27,8 +28,8 @@ def refuse_beyond_linf(step: "StandardStep", method: str) -> None:
     """Raises: UserError: settings that are not of a method with an l-inf attack of its own on plain images."""
     if step.attack.norm != "linf":
         raise UserError(f"--norm {step.attack.norm} is not for {method}: its attack is of l-inf")
-    if step.awp_gamma or any(step.view_weights[1:]):
-        raise UserError(f"--awp-gamma and --augment-view-weight are not for {method}: leave them out")
+    if step.awp_gamma or any(step.view_weights[1:]) or step.accumulate > 1:
+        raise UserError(f"--awp-gamma, --augment-view-weight and --accumulate are not for {method}: leave them out")
 
 
 class StandardStep:
@@ -43,10 +44,17 @@ class StandardStep:
             run with weight perturbation starts with it above 0: its forward passes are ``objective.awp_passes`` even
             in the epochs before the perturbation sets in.
         view_weights: weights of the losses of the views.
+        group: the processes that share each batch. Each attacks and passes through the networks only its rows. The
+            logits of all rows are gathered: a loss, of whatever form, is of the whole batch. Gradients are added.
+        accumulate: into how many parts a batch is divided that run one after the other, to need less memory. Each has
+            its own BatchNorm statistics, and a term that is no mean over images is normalised within the part.
 
     Attributes:
-        x_adv: x' of each view of the latest batch that ran eagerly (a replayed CUDA graph does not set it); empty
-            without an attack.
+        x_adv: x' of each part of each view of the latest batch that ran eagerly (a replayed CUDA graph does not set
+            it), this process's rows; empty without an attack.
+
+    Raises:
+        UserError: the noise of several attacks on a batch cannot be the same for any number of processes.
     """
 
     updates_per_batch = 1
@@ -60,17 +68,23 @@ class StandardStep:
         attack: AttackSpec,
         awp_gamma: float = 0.0,
         view_weights: Sequence[float] = (1.0,),
+        group: ProcessGroup = ProcessGroup(),  # noqa: B008 (one process, without state)
+        accumulate: int = 1,
     ):
         self.student, self.guide, self.objective, self.optimizer = student, guide, objective, optimizer
+        self.group, self.accumulate = group, accumulate
         self.attack, self.awp_gamma, self.view_weights = attack, awp_gamma, view_weights
         self.passes = (awp_gamma > 0 and objective.awp_passes) or objective.passes
         self.x_adv: list[Tensor] = []
+        if objective.step_noise and group.size > 1 and (accumulate > 1 or any(view_weights[1:])):
+            raise UserError("--accumulate and --augment-view-weight are not for this method in several processes")
 
     @property
     def capturable(self) -> bool:
         # The optimizer steps at the perturbed weights; an attack may wait for the device or draw random numbers.
         chosen = self.objective
-        return not (self.awp_gamma or chosen.moves or chosen.first_inner or chosen.step_noise or chosen.after_update)
+        waits = chosen.moves or chosen.first_inner or chosen.step_noise or chosen.after_update
+        return not (self.awp_gamma or waits) and self.accumulate == 1
 
     def set_epoch(self, attack: AttackSpec, awp_gamma: float) -> None:
         self.attack, self.awp_gamma = attack, awp_gamma
@@ -83,10 +97,14 @@ class StandardStep:
     ) -> dict[str, Tensor]:
         views = [self.student.in_memory_order(x) for x in views]
         self._set_bn_momentum()
-        self.x_adv = self.adversarial(views, y, self.draw_starts(views, generator), generator)
+        starts = self.draw_starts(views, generator)  # of the whole batch: the numbers are those of one process
+        views, starts = (
+            [part[self._rows(part)] for x in images for part in self._parts(x)] for images in (views, starts)
+        )
+        self.x_adv = self.adversarial(views, y, starts, generator)
         terms = self.update(views, y)
-        for i, x in enumerate(views):
-            self.run_passes(self.objective.after_update, i, x, {})
+        for i, (x, labels) in enumerate(zip(views, self._labels(views, y), strict=True)):
+            self.run_passes(self.objective.after_update, i, x, labels, {})
         return terms
 
     def _set_bn_momentum(self) -> None:
@@ -98,12 +116,28 @@ class StandardStep:
                 module.momentum = self.objective.bn_momentum if self.optimizer.state else 1.0
 
     def update(self, views: Sequence[Tensor], y: Tensor) -> dict[str, Tensor]:
-        """Take one optimizer step on the method's outer loss at ``x_adv``. Returns the detached terms."""
+        """Take one optimizer step on the method's outer loss at ``x_adv``. Returns the detached terms.
+
+        Args:
+            views: the images of each part of each view, this process's rows; y: labels (B,) of the whole batch. So in
+                the methods below.
+        """
         logits: list[Logits] = [{} for _ in views]
         with self._perturbation(views, y, logits) if self.awp_gamma else nullcontext():
             terms = self.gradients(views, y, logits)
             self.optimizer.step()
         return terms
+
+    def _parts(self, batch: Tensor) -> tuple[Tensor, ...]:
+        return batch.tensor_split(min(self.accumulate, len(batch))) if self.accumulate > 1 else (batch,)
+
+    def _rows(self, part: Tensor) -> slice:
+        return self.group.rows(len(part))
+
+    def _labels(self, views: Sequence[Tensor], y: Tensor) -> list[Tensor]:
+        """The labels of all rows of each part of each view."""
+        parts = self._parts(y)
+        return list(parts) * (len(views) // len(parts))
 
     def draw_starts(self, views: Sequence[Tensor], generator: torch.Generator | None) -> list[Tensor]:
         """Draw the start of the attack on each view; none without an attack. These are all random numbers of a step."""
@@ -120,18 +154,27 @@ class StandardStep:
         self, views: Sequence[Tensor], y: Tensor, starts: Sequence[Tensor], generator: torch.Generator | None = None
     ) -> list[Tensor]:
         """x' of each view by the method's inner maximisation; none without starts."""
-        return [self.attack_view(x, y, start, generator) for x, start in zip(views, starts, strict=bool(starts))]
+        if not starts:
+            return []
+        labels = self._labels(views, y)
+        return [self.attack_view(*each, generator) for each in zip(views, labels, starts, strict=True)]
 
     def attack_view(self, x: Tensor, y: Tensor, start: Tensor, generator: torch.Generator | None) -> Tensor:
-        """x' of one view, from a start; the student is in the mode that the objective names."""
+        """x' of one view, from a start; the student is in the mode that the objective names.
+
+        Args:
+            x, start: this process's rows; y: the labels of all rows.
+        """
         chosen, spec, first = self.objective, self.attack, None
+        rows, n = self._rows(y), len(y)
         if chosen.step_noise:
             spec = replace(spec, noise=chosen.step_noise)
         if chosen.first_inner:
             spec = replace(spec, num_steps=spec.num_steps + 1)
 
             def first(adv_logits: Tensor, nat_logits: Tensor, y: Tensor) -> Tensor:
-                return chosen.first_inner(adv_logits, nat_logits, y, uniform(nat_logits, generator))
+                u = uniform(nat_logits.new_empty(n, nat_logits.shape[1]), generator)[rows]
+                return chosen.first_inner(adv_logits, nat_logits, y, u)
 
         evaluated = chosen.attack_mode == "eval"
         if evaluated:
@@ -140,7 +183,7 @@ class StandardStep:
             return perturb(
                 self.student.attack_logits if evaluated else self.student.train_logits,
                 x,
-                y,
+                y[rows],
                 chosen.inner,
                 spec,
                 generator=generator,
@@ -149,6 +192,7 @@ class StandardStep:
                 moves=chosen.moves,
                 stopped_leave=evaluated,
                 first=first,
+                noise_rows=(n, rows),
             )
 
     def gradients(self, views: Sequence[Tensor], y: Tensor, logits: list[Logits]) -> dict[str, Tensor]:
@@ -160,28 +204,46 @@ class StandardStep:
         Returns:
             The detached terms.
         """
-        terms = {}
+        terms: dict[str, Tensor] = {}
+        labels, num_parts = self._labels(views, y), len(self._parts(y))
         self.optimizer.zero_grad(set_to_none=True)
         for i in range(len(views)):
             weighted = self.outer(self.passes, i, views[i], y, logits[i])
             sum(weighted.values()).backward()
-            terms |= {name if i == 0 else f"{name}_view{i + 1}": term.detach() for name, term in weighted.items()}
+            view = i // num_parts + 1
+            for name, term in weighted.items():
+                key = name if view == 1 else f"{name}_view{view}"
+                terms[key] = terms[key] + term.detach() if key in terms else term.detach()
+        self.sum_gradients()
         with torch.no_grad():
-            self.objective.after_step({name: value.detach() for name, value in logits[0].items()}, y)
+            for i in range(num_parts):
+                self.objective.after_step({name: value.detach() for name, value in logits[i].items()}, labels[i])
         return terms
 
+    def sum_gradients(self) -> None:
+        """Add up the gradients of all processes, each of which has those of its rows."""
+        parameters = [p for of_group in self.optimizer.param_groups for p in of_group["params"]]
+        self.group.sum_(*[p.grad for p in parameters if p.grad is not None])
+
     def outer(self, passes: Iterable[str], i: int, x: Tensor, y: Tensor, logits: Logits) -> dict[str, Tensor]:
-        """The method's terms of view i, weighted.
+        """The method's terms of the i-th part, counted over the views, weighted.
 
         Args:
             passes: forward passes to run, in this order.
             logits: by pass; those that are there already are not run, the others are added.
         """
-        self.run_passes(passes, i, x, logits)
-        return {name: self.view_weights[i] * term for name, term in self.objective.outer(logits, y).items()}
+        parts = self._parts(y)
+        weight, labels = self.view_weights[i // len(parts)], parts[i % len(parts)]
+        weight = weight * (len(labels) / len(y)) if len(parts) > 1 else weight
+        self.run_passes(passes, i, x, labels, logits)
+        return {name: weight * term for name, term in self.objective.outer(logits, labels).items()}
 
-    def run_passes(self, passes: Iterable[str], i: int, x: Tensor, logits: Logits) -> None:
-        """Make forward passes on view i; see ``Objective.passes``, and ``outer`` for the logits."""
+    def run_passes(self, passes: Iterable[str], i: int, x: Tensor, y: Tensor, logits: Logits) -> None:
+        """Make forward passes on the i-th part; see ``Objective.passes``, and ``outer`` for the logits.
+
+        Args:
+            x: this process's rows; y: the labels of all rows of this part.
+        """
         for name in passes:
             kind, _, only_statistics = name.partition(".")
             if name in logits:
@@ -189,7 +251,7 @@ class StandardStep:
             if kind == "helper":
                 with torch.no_grad(), frozen(self.guide.model):
                     self.guide.refresh()
-                    logits[name] = self.guide.attack_logits(self.x_adv[i])
+                    logits[name] = self.group.whole(self.guide.attack_logits(self.x_adv[i]), len(y))
                 continue
             images = self.x_adv[i] if kind in ("adv", "far") else x
             if kind == "far":
@@ -199,15 +261,15 @@ class StandardStep:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not only_statistics):
                 out = network.train_logits(images)
             if not only_statistics:
-                logits[name] = out
+                logits[name] = self.group.whole(out, len(y))
 
     def _perturbation(self, views: Sequence[Tensor], y: Tensor, logits: list[Logits]) -> AbstractContextManager:
         """The context in which the student's weights are perturbed. The guide's passes, which the perturbation does not
         change, are run here and added to ``logits``."""
         if "guide" in self.passes:
             self.guide.model.train()
-            for x, known in zip(views, logits, strict=True):
-                known["guide"] = self.guide.train_logits(x)
+            for x, part, known in zip(views, self._labels(views, y), logits, strict=True):
+                known["guide"] = self.group.whole(self.guide.train_logits(x), len(part))
         direction = self.awp_direction(views, y, [{n: v.detach() for n, v in known.items()} for known in logits])
         return perturbed([w for w, _ in direction.values()], [v for _, v in direction.values()], self.awp_gamma)
 
@@ -227,6 +289,7 @@ class StandardStep:
             for i, (x, known) in enumerate(zip(views, logits, strict=True)):
                 loss = sum(self.outer(passes, i, x, y, known).values())
                 torch._foreach_add_(gradients, torch.autograd.grad(loss, list(weights.values())))
+        self.group.sum_(*gradients)
         scaled = directions(list(weights.values()), gradients)
         return {name: (w, v) for (name, w), v in zip(weights.items(), scaled, strict=True)}
 

@@ -74,14 +74,16 @@ class YOPOStep(StandardStep):
     def __call__(
         self, views: Sequence[Tensor], y: Tensor, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
+        n, rows = len(y), self._rows(y)
         x = self.student.in_memory_order(views[0])
-        eta, self.etas, self.losses = self.draw_eta(x, generator), [], []
+        eta, x = self.draw_eta(x, generator)[rows], x[rows]
+        self.etas, self.losses = [], []
         first_batch = not self.optimizer.state
         self.student.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         for j in range(int(self.objective.full_passes)):
             with output_of(self.layer, detached=False) as outputs:
-                logits = self.student.eager_logits(x + eta)
+                logits = self.group.whole(self.student.eager_logits(x + eta), n)
             loss = sum(self.objective.outer({"adv": logits}, y).values())
             loss.backward()
             slope = outputs[0].grad.detach()
@@ -92,7 +94,8 @@ class YOPOStep(StandardStep):
             self.etas.append(eta)
             self.losses.append(loss.detach())
         self.x_adv = [x + eta]
-        self.run_passes(("adv.no_grad",), 0, x, {})  # for the program's log
+        self.run_passes(("adv.no_grad",), 0, x, y, {})  # for the program's log
+        self.sum_gradients()
         self.optimizer.step()
         return {"ce": torch.stack(self.losses).mean()}
 
@@ -113,7 +116,7 @@ class TRADESYOPOStep(StandardStep):
         self.etas: list[Tensor] = []
 
     def attack_view(self, x: Tensor, y: Tensor, start: Tensor, generator: torch.Generator | None) -> Tensor:
-        eta, self.etas = start - x, []
+        eta, self.etas, y = start - x, [], y[self._rows(y)]
         with frozen(self.student.model):
             with torch.no_grad():
                 nat_logits = self.student.eager_logits(x)

@@ -201,15 +201,6 @@ def test_one_training_at_a_time_in_a_folder(tmp_path):
     assert last(tmp_path).read_bytes() == saved and (tmp_path / "Logs" / "run" / "train.log").read_bytes() == log
 
 
-def test_torchrun_is_refused_until_training_can_use_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(UserError, match="training runs in one process and torchrun started 4"):
-        Trainer(tiny_run(tmp_path))
-    monkeypatch.setenv("WORLD_SIZE", "x")
-    with pytest.raises(UserError, match="WORLD_SIZE='x' in the environment is no number"):
-        Trainer(tiny_run(tmp_path))
-
-
 def test_a_flipped_bit_in_a_weight_is_noticed(interrupted):
     content = bytearray(last(interrupted).read_bytes())
     state = torch.load(last(interrupted), weights_only=True)

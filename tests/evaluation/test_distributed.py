@@ -4,12 +4,10 @@ import json
 import os
 import pickle
 import random
-import select
 import signal
 import subprocess
 import sys
 import time
-import traceback
 from contextlib import contextmanager
 
 import numpy as np
@@ -18,12 +16,13 @@ import torch
 from torch.distributed import TCPStore
 
 import eval_autoattack
+from benchmarks.processes import Store, fork, status, together, wait_until
 from engine.train_state import FORMAT
 from evaluation.results import PerImageResults
 from tests.helpers import ROOT, trained
 from utils import distributed
 from utils.distributed import ProcessGroup
-from utils.errors import UserError, run_program
+from utils.errors import UserError
 
 # Image 5 breaks at half of this epsilon and no other below 1.5 times it, so no rounding changes a verdict.
 FLAGS = (
@@ -60,79 +59,12 @@ def start(checkpoint, folder, rank=0, size=1, port=0, flags=FLAGS):
     return fork(lambda: eval_autoattack.main(argv), folder / "output", rank, size, port)
 
 
-def fork(main, output, rank=0, size=1, port=0):
-    if pid := os.fork():
-        return pid
-    set_environment(rank, size, port)
-    code = 1
-    try:
-        sys.stdout = sys.stderr = open(output, "a", buffering=1)  # noqa: SIM115
-        run_program(main)
-        code = 0
-    except SystemExit as exit_:
-        code = exit_.code
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
-
-
-def set_environment(rank, size, port):
-    """As torchrun does, which keeps the store itself."""
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="localhost", MASTER_PORT=str(port),
-        TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0",
-    )  # fmt: skip
-
-
 @contextmanager
 def processes(checkpoint, folder, size, flags=FLAGS):
     """So many processes on one evaluation; -> their ids."""
     store = Store()
     yield [start(checkpoint, folder, rank, size, store.port, flags) for rank in range(size)]
     del store
-
-
-class Store:
-    """torchrun's key-value store, in a process of its own: with the store's threads in this one, a fork could inherit a
-    lock that nobody releases."""
-
-    def __init__(self):
-        receiver, sender = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-            os.write(sender, str(store.port).encode())
-            while True:
-                time.sleep(60)
-        os.close(sender)
-        assert select.select([receiver], [], [], 120)[0], "no store"
-        self.port = int(os.read(receiver, 16))
-        os.close(receiver)
-
-    def __del__(self):
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
-
-
-def status(pid, seconds=240):
-    """The exit status, negative for a signal."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        ended, code = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(code)
-        time.sleep(0.01)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    raise AssertionError(f"process {pid} did not end within {seconds} s")
-
-
-def wait_until(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def figures(folder):
@@ -259,13 +191,6 @@ def test_other_files_in_one_process_are_refused(checkpoint, tmp_path):
     output = (tmp_path / "output").read_text()
     assert output.startswith("error: process 1 has other files or settings (checkpoint_sha256 ")
     assert output.count("\n") == 1
-
-
-def together(main, folder, size=2, store=None):
-    """Run ``main(group)`` in so many processes; return their exit statuses and all that they print."""
-    store, output = store or Store(), folder / "output"
-    pids = [fork(lambda: main(ProcessGroup.init()), output, rank, size, store.port) for rank in range(size)]
-    return [status(pid) for pid in pids], output.read_text()
 
 
 def test_messages_of_any_length(tmp_path):

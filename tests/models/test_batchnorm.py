@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from models import create_model
-from models.batchnorm import add_second_batchnorms, second_batchnorms
+from models.batchnorm_sets import add_second_batchnorms, second_batchnorms
 from models.fold import Folded
 from models.weights import infer_architecture, student_state
 from tests.helpers import new_tiny_net
