@@ -49,7 +49,7 @@ class StopSignal:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # Of one Ctrl-C several processes get two, one of them through torchrun.
         if self.reason and number == signal.SIGINT and self.group.size == 1:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
         self.reason = signal.Signals(number).name
 
     def check(self) -> None:

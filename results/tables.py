@@ -9,6 +9,7 @@ from typing import Any
 from report.page import interval, result_line
 from results.benchmark_tables import Link, agreement_table, front_end_table, included, markdown_table, speed_table
 from results.records import Recipe, Records, Run, display
+from results.scaling_tables import gpus_table, processes_table
 from utils.options import format_epsilon
 
 CIFAR_IMAGES = 50_000
@@ -203,5 +204,7 @@ TABLES: dict[str, Callable[[Records, Link], str]] = {
     "agreement": agreement_table,
     "methods": partial(included, "*/methods.md"),
     "precision": partial(included, "*/precision.md"),
+    "processes": processes_table,
+    "gpus": gpus_table,
     "predictions": partial(included, "*/predictions.md"),
 }

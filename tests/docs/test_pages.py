@@ -44,7 +44,7 @@ def check_program(program: str, flags: list[str]) -> None:
     assert (ROOT / program).exists(), program
     if is_help(flags):
         return
-    if program == "train_lbgat.py":
+    if program in ("train_lbgat.py", "sh/train_slurm.sh"):
         parse_train(flags)
     elif program == "eval_autoattack.py" or Path(program).name.startswith("eval_autoattack"):
         parse_eval(flags)
@@ -76,7 +76,7 @@ def check(words: list[str]) -> None:
             check_program(words[at], words[at + 1 :])
         case ["pip", "install", "-r", path]:
             assert (ROOT / path).exists()
-        case ["bash", "benchmarks/gpu.sh"] | ["python3", "-m", "venv", ".venv"]:
+        case ["bash", "benchmarks/gpu.sh" | "benchmarks/two_hosts.sh"] | ["python3", "-m", "venv", ".venv"]:
             pass
         case ["source", ".venv/bin/activate"] | ["ruff", "check" | "format", "."]:
             pass
