@@ -47,6 +47,7 @@ VALUES = {
     "decay_epochs": (5, 6),
 }
 VALUES |= {"decay_factors": (0.5, 0.25), "onecycle_up": 0.5, "save_freq": 1}
+VALUES |= {"accumulate": 131}  # divides the batch size
 VALUES |= {"version": "custom", "epsilons": (0.0, 0.5), "export": ("robustbench", "out"), "compare": ("a", "b")}
 
 
@@ -309,7 +310,7 @@ def test_defaults_of_a_parameter_are_the_methods():
 
 
 def test_a_parameter_of_another_method_is_refused():
-    with pytest.raises(UserError, match="--gamma is a parameter of gkl, not of lbgat: leave it out"):
+    with pytest.raises(UserError, match="--gamma is a parameter of gkl, backward-smoothing, hat, not of lbgat"):
         train("--gamma 0.4")
     with pytest.raises(UserError, match="AT has no parameter beta: it has none"):
         TrainConfig.create(method="at", beta=6.0)
