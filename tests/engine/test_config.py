@@ -64,6 +64,8 @@ def another_value(f, config):
     """A legal value of a field that is not its default."""
     if f.name in VALUES:
         return VALUES[f.name]
+    if f.default is False:
+        return True
     if "choices" in f.metadata:
         return next(choice for choice in f.metadata["choices"] if choice != f.default)
     if isinstance(f.default, float):
@@ -78,6 +80,9 @@ def test_every_field_has_a_flag(parse, config):
     argv = []
     for name, value in values.items():
         words = value if isinstance(value, tuple) else (value,)
+        if value is True:
+            argv.append(flag(name))
+            continue
         argv += [flag(name), *words] if name in ("export", "compare") else [flag(name), ",".join(map(str, words))]
     assert all(value != getattr(config(), name) for name, value in values.items())
     assert parse(argv) == config(**values)
