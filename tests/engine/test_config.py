@@ -56,6 +56,7 @@ VALUES = {
     "device": "cpu",
     "mark": "my-run_1.2+x",
     "decay_epochs": (5, 6),
+    "accumulate": 131,  # divides the batch size
 }
 VALUES |= {"version": "custom", "epsilons": (0.0, 0.5), "export": ("robustbench", "out"), "compare": ("a", "b")}
 
