@@ -58,7 +58,7 @@ def main() -> None:
         "fewest_files": [min(s["files"][i] for s in late) for i in range(args.processes)],
         "hardware": describe(torch.device("cpu")),
         **commit(),
-        "command": sys.argv,
+        "command": ["python", "-m", "benchmarks.endurance", *sys.argv[1:]],
         "samples": samples[:: max(1, len(samples) // 40)],
     }
     args.out.mkdir(parents=True, exist_ok=True)

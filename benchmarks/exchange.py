@@ -218,7 +218,8 @@ def main() -> None:
         )
     figures = {
         "student": args.student, "batch_size": args.batch_size, "measured": asdict(measured), "rows": rows,
-        "predictions": checked, "hardware": describe(torch.device("cpu")), **commit(), "command": sys.argv,
+        "predictions": checked, "hardware": describe(torch.device("cpu")), **commit(),
+        "command": ["python", "-m", "benchmarks.exchange", *sys.argv[1:]],
     }  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "processes.json").write_text(json.dumps(figures, indent=2) + "\n")

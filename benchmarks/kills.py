@@ -168,7 +168,7 @@ def main() -> None:
         "longest_end_seconds": max(kill["others_took_seconds"] for run in runs for kill in run["kills"]),
         "hardware": describe(torch.device("cpu")),
         **commit(),
-        "command": sys.argv,
+        "command": ["python", "-m", "benchmarks.kills", *sys.argv[1:]],
         "each": runs,
     }
     args.out.mkdir(parents=True, exist_ok=True)

@@ -45,6 +45,7 @@ VALUES = {
     "device": "cpu",
     "mark": "my-run_1.2+x",
     "decay_epochs": (5, 6),
+    "accumulate": 131,  # divides the batch size
 }
 VALUES |= {"decay_factors": (0.5, 0.25), "onecycle_up": 0.5, "save_freq": 1}
 VALUES |= {"accumulate": 131}  # divides the batch size
@@ -55,6 +56,8 @@ def another_value(f, config):
     """A legal value of a field that is not its default."""
     if f.name in VALUES:
         return VALUES[f.name]
+    if f.default is False:
+        return True
     if "choices" in f.metadata:
         return next(choice for choice in f.metadata["choices"] if choice != f.default)
     if isinstance(f.default, bool):
@@ -74,6 +77,9 @@ def test_every_field_has_a_flag(parse, config):
             argv.append(flag(name))
             continue
         words = value if isinstance(value, tuple) else (value,)
+        if value is True:
+            argv.append(flag(name))
+            continue
         argv += [flag(name), *words] if name in ("export", "compare") else [flag(name), ",".join(map(str, words))]
     assert all(value != getattr(config(), name) for name, value in values.items())
     assert parse(argv) == config(**values)
