@@ -85,6 +85,7 @@ class StandardStep:
         self._set_bn_momentum()
         self.x_adv = self.adversarial(views, y, self.draw_starts(views, generator), generator)
         terms = self.update(views, y)
+        self._set_bn_momentum()  # the next batch may be a CUDA graph, which does not come through here
         for i, x in enumerate(views):
             self.run_passes(self.objective.after_update, i, x, {})
         return terms
