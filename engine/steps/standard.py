@@ -103,6 +103,7 @@ class StandardStep:
         )
         self.x_adv = self.adversarial(views, y, starts, generator)
         terms = self.update(views, y)
+        self._set_bn_momentum()  # the next batch may be a CUDA graph, which does not come through here
         for i, (x, labels) in enumerate(zip(views, self._labels(views, y), strict=True)):
             self.run_passes(self.objective.after_update, i, x, labels, {})
         return terms

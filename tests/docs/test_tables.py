@@ -120,7 +120,7 @@ def test_every_published_figure_is_in_exactly_one_table():
     records = Records()
     recipes = [row for recipe in records.recipes.values() if (row := records.published_row(recipe))]
     others = TABLES["others"](records, plain_link).splitlines()[2:]
-    assert len(recipes) == 16 and len(recipes) + len(others) == len(records.published) == 39
+    assert len(recipes) == 29 and len(recipes) + len(others) == len(records.published) == 39
 
 
 # -- costs -------------------------------------------------------------------------------------------------------------
@@ -148,6 +148,12 @@ def test_every_recipe_has_a_cost():
         ("at-awp-cifar100-wrn34-10", 26 * FORWARD),
         ("ikl-cifar100-wrn34-10", 23 * FORWARD),
         ("ikl-autoaugment-cifar100-wrn34-10", 2 * 23 * FORWARD),
+        ("free-cifar10-wrn34-10", 8 * 3 * FORWARD),
+        ("fgsm-rs-cifar100-preactresnet18", 5 * RESNET18),
+        ("rice-cifar100-preactresnet18", 25 * RESNET18),
+        ("bs10-cifar100-wrn34-10", 11 * FORWARD),
+        ("hat-cifar10-resnet18", 31 * RESNET18),
+        ("dajat-cifar100-wrn34-10", (3 * 17 + 6) * FORWARD),
     ],
 )
 def test_cost_in_forward_passes(name: str, expected: float):

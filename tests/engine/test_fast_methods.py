@@ -55,6 +55,15 @@ def step_of(method, net, epsilon=0.1, **values):
     return create_step(net, None, create_objective(method, **values), optimizer, attack)
 
 
+def test_batchnorm_copies_the_first_update_alone():
+    net = new_tiny_net(4, 1)
+    step = step_of("wa-trades", net)
+    x, y, seen = torch.rand(5, 3, 8, 8, dtype=torch.float64), torch.arange(5), []
+    net.bn1.register_forward_pre_hook(lambda module, inputs: seen.append(module.momentum))
+    step([x], y)
+    assert set(seen) == {1.0} and net.bn1.momentum == 0.01  # what a graph captures next
+
+
 def test_free_keeps_the_perturbation_of_each_position():
     net = new_tiny_net(4, 1)
     step = step_of("free", net, replays=2)
