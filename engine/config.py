@@ -9,6 +9,9 @@ from fractions import Fraction
 from typing import Any
 
 from losses import METHODS, find_method
+from models import canonical_name
+from models.custom import short_name, source_hashes
+from models.normalize import parse_normalization
 from utils.errors import UserError
 from utils.options import (
     COMPILE,
@@ -31,7 +34,7 @@ MOST_DECAYS = 20
 
 
 def parse_model(text: str) -> str:
-    return GUIDE_ALIASES.get(text, text)
+    return GUIDE_ALIASES.get(text) or canonical_name(text)
 
 
 def parse_epochs(text: str) -> tuple[int | Fraction, ...]:
@@ -77,13 +80,24 @@ class TrainConfig(CommonConfig):
 
     method: str = option("lbgat", f"training method: {', '.join(METHODS)}; described below", "method")
     parameters: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    student: str = option("wrn-34-10", "network to make robust: wrn-D-K, resnet18, preactresnet18", "method")
+    student: str = option(
+        "wrn-34-10",
+        "network to make robust: wrn-D-K, resnet18, preactresnet18; or yours: FILE.py:NAME or MODULE:NAME, which is "
+        "run and called with num_classes",
+        "method",
+        parse=parse_model,
+    )
     guide: str = option(
         "resnet18-guide",
-        "natural classifier that guides LBGAT: resnet18-guide or any network; other methods have none",
+        "natural classifier that guides LBGAT: resnet18-guide or any network, also yours; other methods have none",
         "method",
         parse=parse_model,
         aliases=("-teacher_model",),
+    )
+    normalize: str = option(
+        "none",
+        "mean and std inside student and guide, so that attacks stay in [0, 1]: none, cifar10, cifar100 or M,M,M/S,S,S",
+        "method",
     )
     label_smoothing: float = option(
         0.0, "smoothing of the labels in the cross-entropies that training minimises", "method", at_least=0, below=1
@@ -172,6 +186,7 @@ class TrainConfig(CommonConfig):
         super().__post_init__()
         set_ = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 (the class is frozen)
         set_("step_size", parse_epsilon(self.step_size, "step size", self.norm))
+        parse_normalization(self.normalize)
         set_("parameters", find_method(self.method).complete(self.parameters))
         for f in dataclasses.fields(self):
             check_range(f, getattr(self, f.name))
@@ -206,15 +221,17 @@ class TrainConfig(CommonConfig):
         return cls(**{name: value for name, value in values.items() if name in known}, parameters=parameters)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return every setting, including the method's own parameters, as config.json and the checkpoints hold them."""
+        """Return every setting, including the method's own parameters, as config.json and the checkpoints hold them;
+        of a user's network also the SHA-256 of its source, as ``sources``."""
         values = dataclasses.asdict(self)
-        return values | values.pop("parameters")
+        sources = source_hashes(self.student, self.guide)
+        return values | values.pop("parameters") | ({"sources": sources} if sources else {})
 
     @property
     def run_name(self) -> str:
         """``lbgat0-cifar100-wrn34-10``: the mark, or a name made from method, data set and student."""
         method = find_method(self.method).tag.format(**self.parameters) + ("-awp" if self.awp_gamma else "")
-        return self.mark or f"{method}-{self.dataset}-{self.student.replace('wrn-', 'wrn')}"
+        return self.mark or f"{method}-{self.dataset}-{short_name(self.student).replace('wrn-', 'wrn')}"
 
 
 def check_range(f: dataclasses.Field, value: Any) -> None:

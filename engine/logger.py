@@ -212,6 +212,7 @@ def describe_run(config: TrainConfig, guided: bool, images: int) -> str:
         f"{config.method} ({parameters})" if parameters else config.method,
         f"student {config.student}",
         f"guide {config.guide}" if guided else "",
+        f"normalisation {config.normalize}" if config.normalize != "none" else "",
         f"{config.dataset} ({images} training images, evaluated on {held_out} images)",
         f"{config.extra_fraction:.0%} of each batch from {config.extra_data}" if config.extra_data else "",
         f"augmentation {config.augment}" if config.augment != "none" else "",

@@ -40,13 +40,13 @@ class Trainer:
         autocast = set_precision(config.precision, self.device)
         self.data = load_training_data(config, self.device)
         torch.manual_seed(config.seed)
-        self.student = create_model(config.student, self.data.num_classes).to(self.device)
+        self.student = create_model(config.student, self.data.num_classes, config.normalize).to(self.device)
         self.objective = create_objective(
             config.method, self.data.num_classes, config.label_smoothing, **config.parameters
         ).to(self.device)
         self.guide = None
         if "guide" in self.objective.passes:
-            self.guide = create_model(config.guide, self.data.num_classes).to(self.device)
+            self.guide = create_model(config.guide, self.data.num_classes, config.normalize).to(self.device)
         check_batches(self.data.loader, self.data.num_classes, config.student, config.guide if self.guide else None)
         self.optimizer = torch.optim.SGD(
             [p for net in (self.student, self.guide) if net is not None for p in net.parameters()],

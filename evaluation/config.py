@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from models.normalize import parse_normalization
 from utils.options import (
     COMPILE,
     LARGEST_BATCH,
@@ -32,7 +33,17 @@ class EvalConfig(CommonConfig):
     dataset: str = option(
         "auto", "digits, cifar10, cifar100 or NAME of DATA_DIR/NAME.npz; auto is the checkpoint's", "data"
     )
-    student: str = option("auto", "network, e.g. wrn-34-10; auto is the checkpoint's", "evaluation")
+    student: str = option(
+        "auto",
+        "network, e.g. wrn-34-10, or yours: FILE.py:NAME, which is run and called with num_classes; auto is the "
+        "checkpoint's",
+        "evaluation",
+    )
+    normalize: str = option(
+        "auto",
+        "mean and std inside the network: none, cifar10, cifar100 or M,M,M/S,S,S; auto is what the checkpoint holds",
+        "evaluation",
+    )
     version: str = option(
         "standard",
         "which suite: standard, dev (only its apgd-ce and apgd-t: an upper bound in a third of the time), plus, rand "
@@ -81,6 +92,8 @@ class EvalConfig(CommonConfig):
         super().__post_init__()
         radii = sorted({parse_epsilon(epsilon, norm=self.norm) for epsilon in self.epsilons})
         object.__setattr__(self, "epsilons", tuple(radii))
+        if self.normalize != "auto":
+            parse_normalization(self.normalize)
         require(self.batch_size >= 1, f"--batch-size {self.batch_size} must be from 1 to {LARGEST_BATCH}")
         require(
             not self.plain or (self.precision, self.compile) in (("fp32", "auto"), ("fp32", "off")),

@@ -39,6 +39,7 @@ def test_defaults_are_the_published_recipe():
 
 
 VALUES = {
+    "normalize": "cifar100",
     "method": "at",
     "dataset": "mine",
     "student": "resnet18",
