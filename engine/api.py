@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from engine.config import TrainConfig
-from engine.logger import read_metrics
 from engine.trainer import Trainer
+from utils.files import read_metrics
 
 
 @dataclass(frozen=True)

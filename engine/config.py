@@ -2,12 +2,12 @@
 
 import argparse
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from engine.config_file import read_config
 from losses import METHODS, find_method
 from models import canonical_name
 from models.custom import short_name, source_hashes
@@ -20,6 +20,7 @@ from utils.options import (
     CommonConfig,
     Parser,
     apply_num_classes,
+    check_range,
     flag,
     option,
     parse_epsilon,
@@ -234,26 +235,6 @@ class TrainConfig(CommonConfig):
         return self.mark or f"{method}-{self.dataset}-{short_name(self.student).replace('wrn-', 'wrn')}"
 
 
-def check_range(f: dataclasses.Field, value: Any) -> None:
-    """Raises: UserError: the value is none of the field's choices, or outside of its range."""
-    choices, low, above, below = (f.metadata.get(key) for key in ("choices", "at_least", "above", "below"))
-    require(choices is None or value in choices, f"{flag(f.name)} {value}: choose {' or '.join(choices or ())}")
-    if (low, above, below) == (None, None, None):
-        return
-    if above is not None:
-        bounds = f"above {above:g}"
-    elif below is not None:
-        bounds = f"in [{low:g}, {below:g})"
-    else:
-        bounds = f"at least {low:g}" if low else "0 or more"
-    inside = (
-        (low is None or value >= low)
-        and (above is None or value > above)
-        and (value < (math.inf if below is None else below))
-    )
-    require(inside, f"{flag(f.name)} {value} must be {bounds}")
-
-
 def describe_methods() -> str:
     """Every method with what it minimises, its own flags and its source, from the registry."""
     text = "methods (--method), what training minimises, their own flags, and their source:\n"
@@ -282,7 +263,12 @@ def parse_train(argv: list[str] | None = None) -> TrainConfig:
             owners.setdefault(p.name, []).append(method)
     for name in owners:
         parser.groups["method"].add_argument(flag(name), dest=name, type=float, help=argparse.SUPPRESS)
+    parser.groups["run"].add_argument(
+        "--config", metavar="FILE.json", help="take the settings of a run's config.json; other flags override them"
+    )
     values = vars(parser.parse_args(argv))
+    if path := values.pop("config", None):
+        values = read_config(path, TrainConfig, values) | values
     if values.pop("no_cuda", False):
         values["device"] = "cpu"
     apply_num_classes(values)

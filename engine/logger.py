@@ -15,7 +15,7 @@ import torch
 from engine.config import TrainConfig
 from engine.train_state import Checkpoints, Progress
 from utils.errors import UserError, ensure_writable, flush_output
-from utils.files import add_checksum, remove_checksum, write_atomically
+from utils.files import add_checksum, read_metrics, write_atomically
 from utils.options import format_epsilon
 
 CHOSEN_ON_TEST = (
@@ -183,19 +183,6 @@ class _Output(logging.StreamHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         flush_output()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The entries of metrics.jsonl but for torn and damaged ones, each epoch once, in order."""
-    entries = {}
-    for line in path.read_bytes().splitlines():
-        try:
-            entry = json.loads(line)
-            if isinstance(entry, dict) and type(entry.get("epoch")) is int:
-                entries[entry["epoch"]] = remove_checksum(entry)
-        except (ValueError, RecursionError):
-            continue
-    return [entries[epoch] for epoch in sorted(entries)]
 
 
 def describe_run(config: TrainConfig, guided: bool, images: int) -> str:

@@ -101,6 +101,26 @@ def require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+def check_range(f: dataclasses.Field, value: Any) -> None:
+    """Raises: UserError: the value is none of the field's choices, or outside of its range."""
+    choices, low, above, below = (f.metadata.get(key) for key in ("choices", "at_least", "above", "below"))
+    require(choices is None or value in choices, f"{flag(f.name)} {value}: choose {' or '.join(choices or ())}")
+    if (low, above, below) == (None, None, None):
+        return
+    if above is not None:
+        bounds = f"above {above:g}"
+    elif below is not None:
+        bounds = f"in [{low:g}, {below:g})"
+    else:
+        bounds = f"at least {low:g}" if low else "0 or more"
+    inside = (
+        (low is None or value >= low)
+        and (above is None or value > above)
+        and (value < (math.inf if below is None else below))
+    )
+    require(inside, f"{flag(f.name)} {value} must be {bounds}")
+
+
 class Parser(argparse.ArgumentParser):
     """A command line made of a configuration: one flag per field, in the groups of the fields.
 

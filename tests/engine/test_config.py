@@ -1,6 +1,7 @@
 """Defaults, command line and impossible settings of training; what both programs share."""
 
 import dataclasses
+import json
 import math
 
 import pytest
@@ -333,3 +334,48 @@ def test_no_method_takes_the_name_of_a_setting():
     """Its flag would be that of the setting."""
     settings = {f.name for f in dataclasses.fields(TrainConfig)}
     assert not settings & {p.name for method in METHODS.values() for p in method.parameters}
+
+
+# -- a run's config.json taken back ------------------------------------------------------------------------------------
+
+
+def write_config(path, **changes):
+    config = TrainConfig.create(method="mart", beta=5.0, epochs=7, decay_epochs=(3, 5), epsilon=8 / 255, seed=4)
+    content = (
+        json.loads(json.dumps(config.as_dict())) | {"hardware": "a machine", "threads": 2, "commit": None} | changes
+    )
+    path.write_text(json.dumps(content))
+    return config
+
+
+def test_config_json_is_taken_back(tmp_path):
+    path = tmp_path / "config.json"
+    config = write_config(path)
+    assert parse_train(["--config", str(path)]) == config
+    changed = parse_train(["--config", str(path), "--seed", "9", "--beta", "6"])
+    assert changed == dataclasses.replace(config, seed=9, parameters={**config.parameters, "beta": 6.0})
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"epochs": "many"}, r"epochs is 'many', not of the type of --epochs"),
+        ({"epochs": True}, r"epochs is 'True', not of the type"),
+        ({"no_such": 1.0}, "no_such"),
+        ({"student": "my_net.py:MyNet"}, r"whose code runs only if you name it: add --student my_net\.py:MyNet"),
+    ],
+)
+def test_other_config_files_are_refused(tmp_path, changes, sentence):
+    path = tmp_path / "config.json"
+    write_config(path, **changes)
+    with pytest.raises(UserError, match=sentence):
+        parse_train(["--config", str(path)])
+
+
+@pytest.mark.parametrize("content", [None, "", "[1]", "{"])
+def test_what_is_no_config_file(tmp_path, content):
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=r"cannot be read .*: pass the config\.json of a run"):
+        parse_train(["--config", str(path)])
