@@ -32,6 +32,13 @@ SCHEDULES = ("multistep", "cosine", "onecycle")
 RAMPS = ("none", "linear")
 AVERAGES = ("none", "epoch", "step")
 MOST_DECAYS = 20
+EXAMPLES = """
+examples:
+  python train_lbgat.py --student wrn-10-1 --guide wrn-10-1 --epochs 2                    (digits, on a CPU)
+  python train_lbgat.py --dataset cifar100 --method trades --beta 6 --precision bf16
+  python train_lbgat.py --dataset cifar10 --method at --student my_net.py:MyNet --normalize cifar10
+  python train_lbgat.py --config Logs/MARK/config.json --seed 2 --mark MARK-seed2         (a run once more)
+"""
 
 
 def parse_model(text: str) -> str:
@@ -79,7 +86,7 @@ class TrainConfig(CommonConfig):
         0, "hold out N training images to choose the best checkpoint; 0 chooses on the test set", "data", at_least=0
     )
 
-    method: str = option("lbgat", f"training method: {', '.join(METHODS)}; described below", "method")
+    method: str = option("lbgat", f"training method, described below\nchoices: {', '.join(METHODS)}", "method")
     parameters: Mapping[str, float] = dataclasses.field(default_factory=dict)
     student: str = option(
         "wrn-34-10",
@@ -177,6 +184,9 @@ class TrainConfig(CommonConfig):
         10, "write student-epochNNN.pt every N epochs, and after the last", aliases=("-s",), at_least=1
     )
     log_interval: int = option(50, "steps between checks of the loss and updates of the progress bar", at_least=1)
+    tensorboard: bool = option(
+        False, "scalars, adversarial images and hyper-parameters in LOG_DIR/MARK/tensorboard too"
+    )
     max_minutes: float = option(0.0, "stop after this many minutes, ready for --resume auto; 0 is no limit", at_least=0)
     resume: str = option(
         "auto", "auto resumes from the mark's last.pt if there is one; none starts afresh; or the PATH of a last.pt"
@@ -256,7 +266,7 @@ def parse_train(argv: list[str] | None = None) -> TrainConfig:
         "--no-cuda": {"action": "store_true", "help": "as --device cpu"},
         "-num_classes": {"type": int, "help": "10 or 100; without --dataset, chooses cifar10 or cifar100"},
     }
-    parser = Parser("Train a robust student with its guide.", TrainConfig, legacy, describe_methods())
+    parser = Parser("Train a robust student with its guide.", TrainConfig, legacy, describe_methods() + EXAMPLES)
     owners: dict[str, list[str]] = {}
     for method, objective in METHODS.items():
         for p in objective.parameters:

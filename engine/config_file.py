@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from losses import METHODS
 from models.custom import is_custom
 from utils.errors import UserError
 from utils.options import flag
@@ -32,9 +33,10 @@ def read_config(path: str | Path, config: type, given: dict[str, Any]) -> dict[s
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--config {path} cannot be read ({reason}): pass the config.json of a run") from error
     defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    left_out = NOT_SETTINGS | given.keys() | _other_parameters(content.get("method"), given)
     values = {}
     for name, value in content.items():
-        if name in NOT_SETTINGS or name in given:
+        if name in left_out:
             continue
         value = tuple(value) if isinstance(value, list) else value
         default = defaults.get(name, 0.0)  # what is no field is a parameter of a method
@@ -49,3 +51,11 @@ def read_config(path: str | Path, config: type, given: dict[str, Any]) -> dict[s
                 f"add {flag(name)} {values[name]}"
             )
     return values
+
+
+def _other_parameters(method: Any, given: dict[str, Any]) -> set[str]:
+    """The methods' parameters that are not the run's: earlier versions wrote those of all methods, and another --method
+    has its own defaults."""
+    parameters = {name: {p.name for p in objective.parameters} for name, objective in METHODS.items()}
+    own = parameters.get(method, set()) if given.get("method", method) == method else set()
+    return set().union(*parameters.values()) - own

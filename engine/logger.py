@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from engine.config import TrainConfig
+from engine.tensorboard import Board
 from engine.train_state import Checkpoints, Progress
+from models.accelerate import AcceleratedModel
 from utils.errors import UserError, ensure_writable, flush_output
 from utils.files import add_checksum, read_metrics, write_atomically
 from utils.options import format_epsilon
@@ -55,6 +58,7 @@ class Logger:
         self._close_handlers()
         self._logger.addHandler(file)
         self._logger.addHandler(_Output(sys.stdout))
+        self._board = Board(config, self.folder) if config.tensorboard else None
         if gaps:
             lines = ", ".join(map(str, gaps[:8])) + " ..." * (len(gaps) > 8)
             self.info(f"warning: {path} was damaged: the entries of these epochs are missing from now on: {lines}")
@@ -64,6 +68,8 @@ class Logger:
 
     def __exit__(self, *_: object) -> None:
         self._close_handlers()
+        if self._board:
+            self._board.close()
 
     def _close_handlers(self) -> None:
         for handler in list(self._logger.handlers):
@@ -114,6 +120,11 @@ class Logger:
         except OSError as error:
             raise UserError(f"could not write {path} ({error}): free space or choose another folder") from error
         self.info(epoch_line(metrics, self.config.epochs, seconds_left))
+
+    def board(self, metrics: dict[str, Any], network: AcceleratedModel, pixels: Tensor, labels: Tensor) -> None:
+        """Add one epoch to TensorBoard, if the run has one; see ``Board.epoch``."""
+        if self._board:
+            self._board.epoch(metrics, network, pixels, labels)
 
     def plot(self, final: bool = False) -> None:
         """Draw curves.png from all epochs so far, at most every half minute unless it is the last time.

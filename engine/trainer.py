@@ -114,6 +114,7 @@ class Trainer:
             self._train_epoch(epoch, stop, pace)
             metrics = self._validate(epoch, stop)
             log.epoch(metrics, pace.seconds_left(epoch))
+            log.board(metrics, self.step.student, self.data.x_eval, self.data.y_eval)
             progress.next_epoch()
             self.checkpoints.save_epoch(epoch, metrics, self.data.eval_split)
             log.plot()

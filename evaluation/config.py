@@ -15,6 +15,13 @@ from utils.options import (
     require,
 )
 
+EXAMPLES = """
+examples:
+  python eval_autoattack.py --checkpoint checkpoints/MARK/last.pt
+  python eval_autoattack.py --checkpoint FILE --dataset cifar10 --epsilon 8/255 --n-examples 1000
+  python eval_autoattack.py --checkpoint FILE --dataset cifar10 --student my_net.py:MyNet --normalize cifar10
+  python eval_autoattack.py --compare Logs/A Logs/B
+"""
 VERSIONS = ("standard", "dev", "plus", "rand", "custom")
 
 
@@ -117,7 +124,7 @@ def parse_eval(argv: list[str] | None = None) -> EvalConfig:
         "--num_classes": {"type": int, "help": "10 or 100; without --dataset, chooses cifar10 or cifar100"},
         "--dataparallel": {"nargs": "?", "help": "ignored: the prefix module. is recognised"},
     }
-    values = vars(Parser("Measure robustness with AutoAttack.", EvalConfig, legacy).parse_args(argv))
+    values = vars(Parser("Measure robustness with AutoAttack.", EvalConfig, legacy, EXAMPLES).parse_args(argv))
     values.pop("dataparallel", None)
     values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     if "widen_factor" in values:

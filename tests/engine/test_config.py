@@ -9,6 +9,7 @@ import pytest
 from engine.config import TrainConfig, parse_train
 from evaluation.config import EvalConfig, parse_eval
 from losses import METHODS
+from tests.helpers import ROOT
 from utils.errors import UserError
 from utils.options import flag, parse_epsilon
 
@@ -64,7 +65,7 @@ def another_value(f, config):
 
 @pytest.mark.parametrize(("parse", "config"), [(parse_train, TrainConfig), (parse_eval, EvalConfig)])
 def test_every_field_has_a_flag(parse, config):
-    left_out = ("parameters", "plain")  # --plain does not go with --precision and --compile
+    left_out = ("parameters", "tensorboard", "plain")  # --plain does not go with --precision and --compile
     values = {f.name: another_value(f, config) for f in dataclasses.fields(config) if f.name not in left_out}
     argv = []
     for name, value in values.items():
@@ -354,6 +355,19 @@ def test_config_json_is_taken_back(tmp_path):
     assert parse_train(["--config", str(path)]) == config
     changed = parse_train(["--config", str(path), "--seed", "9", "--beta", "6"])
     assert changed == dataclasses.replace(config, seed=9, parameters={**config.parameters, "beta": 6.0})
+
+
+def test_every_config_of_a_measured_run_is_taken_back():
+    """Also those of earlier versions, which wrote the parameters of all methods."""
+    paths = sorted((ROOT / "results").rglob("config.json"))
+    for path in paths:
+        saved, config = json.loads(path.read_text()), parse_train(["--config", str(path)]).as_dict()
+        assert {name for name in config if name in saved and list_(config[name]) != saved[name]} == set(), path
+    assert len(paths) > 10 and parse_train(["--config", str(paths[0]), "--method", "at"]).parameters == {}
+
+
+def list_(value):
+    return list(value) if isinstance(value, tuple) else value
 
 
 @pytest.mark.parametrize(
