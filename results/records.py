@@ -4,7 +4,7 @@ import csv
 import json
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from utils.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 NOT_PART_OF_A_RECIPE = {
     "checkpoint_dir", "compile", "data_dir", "device", "eval_size", "extra_data", "log_dir", "log_interval", "mark",
-    "max_minutes", "patience", "precision", "resume", "save_freq", "seed", "val_size",
+    "max_minutes", "patience", "precision", "resume", "save_freq", "seed", "tensorboard", "val_size",
 }  # fmt: skip
 NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "resnet18": "ResNet-18", "resnet18-guide": "ResNet-18 (guide)"}
 TITLE = re.compile(r"# (?P<method>.+?) \(.+?\): (?P<dataset>\S+), (?P<network>\S+); .+\.")
@@ -70,7 +70,9 @@ class Run:
         """Whether the run bears the recipe's name and its settings are the recipe's, in all that is part of one."""
         settings = json.loads(json.dumps(recipe.config.as_dict()))
         compared = settings.keys() - NOT_PART_OF_A_RECIPE
-        return self.folder.name == recipe.name and all(self.config.get(key) == settings[key] for key in compared)
+        # A setting that did not exist when the run was made was as its default is now.
+        then = json.loads(json.dumps({f.name: f.default for f in fields(TrainConfig)}, default=str)) | self.config
+        return self.folder.name == recipe.name and all(then.get(key) == settings[key] for key in compared)
 
 
 @dataclass(frozen=True)
