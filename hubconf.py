@@ -9,8 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from models import create_model
-from models.weights import create_from_state, load_file, student_state
+from models import create_model, load
 
 dependencies = ["torch"]
 
@@ -28,5 +27,4 @@ def lbgat2_wrn10_1_digits(pretrained: bool = True) -> nn.Module:
 def _network(name: str, num_classes: int, file: str, pretrained: bool) -> nn.Module:
     if not pretrained:
         return create_model(name, num_classes).eval()
-    path = Path(__file__).resolve().parent / "checkpoints" / file
-    return create_from_state(name, num_classes, student_state(load_file(path), path), path).eval()
+    return load(Path(__file__).resolve().parent / "checkpoints" / file, name)

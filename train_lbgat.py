@@ -7,7 +7,7 @@ On several GPUs: ``torchrun --nproc-per-node=K train_lbgat.py [the same flags]``
 import sys
 
 try:
-    from engine.config import parse_train
+    from engine.command_line import parse_train
     from engine.stopping import Stopped
     from engine.trainer import Trainer
     from utils.distributed import ProcessGroup, exit_cleanly

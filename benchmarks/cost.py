@@ -4,7 +4,8 @@ python -m benchmarks.cost --method lbgat --beta 6 --dataset cifar100 --epochs 10
 """
 
 from engine import cost as engine_cost
-from engine.config import TrainConfig, parse_train
+from engine.command_line import parse_train
+from engine.config import TrainConfig
 from utils.errors import run_program
 
 IMAGES = {"cifar10": (50_000, 10, 32), "cifar100": (50_000, 100, 32), "digits": (1_437, 10, 16)}

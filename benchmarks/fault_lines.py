@@ -7,7 +7,8 @@ from typing import Any
 
 import eval_autoattack
 from engine import stopping
-from engine.config import TrainConfig, parse_train
+from engine.command_line import parse_train
+from engine.config import TrainConfig
 from engine.stopping import Stopped
 from engine.trainer import Trainer
 from evaluation.config import EvalConfig, parse_eval

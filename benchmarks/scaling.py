@@ -22,7 +22,7 @@ from attacks.pgd import AttackSpec
 from benchmarks import cost
 from benchmarks.measure import alternate, forward_gflop, lbgat_step_gflop
 from datasets.loader import Loader
-from engine.config import parse_train
+from engine.command_line import parse_train
 from engine.steps import create_step
 from losses import create_objective
 from models import create_model

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from utils.errors import UserError
 
@@ -89,3 +91,14 @@ def load_dataset(name: str, data_dir: str | Path = "data") -> Dataset:
     if name in cifar.NUM_CLASSES:
         return cifar.download(name, Path(data_dir))
     raise UserError(f"unknown data set {name!r}: choose digits, cifar10 or cifar100, or put your own in {npz}")
+
+
+def load_test(name: str, n: int | None = None, data_dir: str | Path = "data") -> tuple[Tensor, Tensor]:
+    """The first n test images (n, 3, H, W), float32 in [0, 1], and their labels (n,) int64; all of them if n is None.
+
+    Raises:
+        UserError: as ``load_dataset``.
+    """
+    data = load_dataset(name, data_dir)
+    x = torch.from_numpy(data.x_test[:n]).permute(0, 3, 1, 2).float().div(255).contiguous()
+    return x, torch.from_numpy(data.y_test[:n]).long()

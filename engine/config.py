@@ -1,6 +1,5 @@
-"""Settings of train_lbgat.py and its flags."""
+"""Settings of train_lbgat.py."""
 
-import argparse
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -8,16 +7,16 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from losses import METHODS, describe_methods, find_method
+from losses import METHODS, find_method
+from models import canonical_name
+from models.custom import short_name, source_hashes
+from models.normalize import parse_normalization
 from utils.options import (
     COMPILE,
     LARGEST_INTEGER,
     PRECISIONS,
     CommonConfig,
-    Parser,
-    apply_num_classes,
     check_range,
-    flag,
     option,
     parse_epochs,
     parse_epsilon,
@@ -29,15 +28,13 @@ GUIDE_ALIASES = {"ResNet18_cifar": "resnet18-guide"}
 SCHEDULES = (
     "multistep", "piecewise", "cosine", "cosine-from-lr", "onecycle", "cyclic", "onecycle-epochs", "onecycle-updates",
 )  # fmt: skip
-RAMPS = ("none", "linear")
+RAMPS, AVERAGES, PADDINGS = ("none", "linear"), ("none", "epoch", "step"), ("zero", "reflect")
 BATCH_NORMS = ("synchronised", "local")
-AVERAGES = ("none", "epoch", "step")
-PADDINGS = ("zero", "reflect")
 MOST_DECAYS = 20
 
 
 def parse_model(text: str) -> str:
-    return GUIDE_ALIASES.get(text, text)
+    return GUIDE_ALIASES.get(text) or canonical_name(text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,20 +72,29 @@ class TrainConfig(CommonConfig):
         0, "hold out N training images to choose the best checkpoint; 0 chooses on the test set", "data", at_least=0
     )
 
-    method: str = option("lbgat", f"training method: {', '.join(METHODS)}; described below", "method")
+    method: str = option("lbgat", f"training method, described below\nchoices: {', '.join(METHODS)}", "method")
     parameters: Mapping[str, float] = dataclasses.field(default_factory=dict)
     student: str = option(
-        "wrn-34-10", "network to make robust: wrn-D-K[-swish], resnet18, preactresnet18[-yopo], resnet50", "method"
+        "wrn-34-10",
+        "network to make robust: wrn-D-K[-swish], resnet18, preactresnet18[-yopo], resnet50; or yours: FILE.py:NAME or "
+        "MODULE:NAME, which is run and called with num_classes",
+        "method",
+        parse=parse_model,
     )
     guide: str = option(
         "resnet18-guide",
-        "natural classifier that guides LBGAT: resnet18-guide or any network; other methods have none",
+        "natural classifier that guides LBGAT: resnet18-guide or any network, also yours; other methods have none",
         "method",
         parse=parse_model,
         aliases=("-teacher_model",),
     )
     guide_checkpoint: str = option(
         "", "weights of the guide where it is frozen: HAT's helper, the FILE of a --method natural run", "method"
+    )
+    normalize: str = option(
+        "none",
+        "mean and std inside student and guide, so that attacks stay in [0, 1]: none, cifar10, cifar100 or M,M,M/S,S,S",
+        "method",
     )
     label_smoothing: float = option(
         0.0, "smoothing of the labels in the cross-entropies that training minimises", "method", at_least=0, below=1
@@ -219,6 +225,9 @@ class TrainConfig(CommonConfig):
         10, "write student-epochNNN.pt every N epochs, and after the last", aliases=("-s",), at_least=1
     )
     log_interval: int = option(50, "steps between checks of the loss and updates of the progress bar", at_least=1)
+    tensorboard: bool = option(
+        False, "scalars, adversarial images and hyper-parameters in LOG_DIR/MARK/tensorboard too"
+    )
     max_minutes: float = option(0.0, "stop after this many minutes, ready for --resume auto; 0 is no limit", at_least=0)
     resume: str = option(
         "auto", "auto resumes from the mark's last.pt if there is one; none starts afresh; or the PATH of a last.pt"
@@ -229,6 +238,7 @@ class TrainConfig(CommonConfig):
         super().__post_init__()
         set_ = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 (the class is frozen)
         set_("step_size", parse_epsilon(self.step_size, "step size", self.norm))
+        parse_normalization(self.normalize)
         set_("parameters", find_method(self.method).complete(self.parameters))
         for f in dataclasses.fields(self):
             check_range(f, getattr(self, f.name))
@@ -276,42 +286,14 @@ class TrainConfig(CommonConfig):
         return cls(**{name: value for name, value in values.items() if name in known}, parameters=parameters)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return every setting, including the method's own parameters, as config.json and the checkpoints hold them."""
+        """Return every setting, including the method's own parameters, as config.json and the checkpoints hold them;
+        of a user's network also the SHA-256 of its source, as ``sources``."""
         values = dataclasses.asdict(self)
-        return values | values.pop("parameters")
+        sources = source_hashes(self.student, self.guide)
+        return values | values.pop("parameters") | ({"sources": sources} if sources else {})
 
     @property
     def run_name(self) -> str:
         """``lbgat0-cifar100-wrn34-10``: the mark, or a name made from method, data set and student."""
         method = find_method(self.method).tag.format(**self.parameters) + ("-awp" if self.awp_gamma else "")
-        return self.mark or f"{method}-{self.dataset}-{self.student.replace('wrn-', 'wrn')}"
-
-
-def parse_train(argv: list[str] | None = None) -> TrainConfig:
-    """Command line -> TrainConfig.
-
-    Raises:
-        UserError: unknown flag or impossible value.
-    """
-    legacy = {
-        "--no-cuda": {"action": "store_true", "help": "as --device cpu"},
-        "-num_classes": {"type": int, "help": "10 or 100; without --dataset, chooses cifar10 or cifar100"},
-    }
-    parser = Parser("Train a robust student with its guide.", TrainConfig, legacy, describe_methods())
-    owners: dict[str, list[str]] = {}
-    for method, objective in METHODS.items():
-        for p in objective.parameters:
-            owners.setdefault(p.name, []).append(method)
-    for name in owners:
-        parser.groups["method"].add_argument(flag(name), dest=name, type=float, help=argparse.SUPPRESS)
-    values = vars(parser.parse_args(argv))
-    if values.pop("no_cuda", False):
-        values["device"] = "cpu"
-    apply_num_classes(values)
-    method = values.get("method", TrainConfig.method)
-    for name in owners.keys() & values.keys():
-        require(
-            method in owners[name] or method not in METHODS,
-            f"{flag(name)} is a parameter of {', '.join(owners[name])}, not of {method}: leave it out",
-        )
-    return TrainConfig.create(**values)
+        return self.mark or f"{method}-{self.dataset}-{short_name(self.student).replace('wrn-', 'wrn')}"

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from engine.config import TrainConfig
+from engine.tensorboard import Board
 from engine.train_state import Checkpoints, Progress
+from models.accelerate import AcceleratedModel
 from utils.errors import UserError, ensure_writable, flush_output
-from utils.files import add_checksum, remove_checksum, write_atomically
+from utils.files import add_checksum, read_metrics, write_atomically
 from utils.options import format_epsilon
 
 CHOSEN_ON_TEST = (
@@ -56,6 +59,7 @@ class Logger:
         self._close_handlers()
         self._logger.addHandler(file)
         self._logger.addHandler(_Output(sys.stdout))
+        self._board = Board(config, self.folder) if config.tensorboard else None
         if gaps:
             lines = ", ".join(map(str, gaps[:8])) + " ..." * (len(gaps) > 8)
             self.info(f"warning: {path} was damaged: the entries of these epochs are missing from now on: {lines}")
@@ -65,6 +69,8 @@ class Logger:
 
     def __exit__(self, *_: object) -> None:
         self._close_handlers()
+        if self._board:
+            self._board.close()
 
     def _close_handlers(self) -> None:
         for handler in list(self._logger.handlers):
@@ -117,6 +123,11 @@ class Logger:
         except OSError as error:
             raise UserError(f"could not write {path} ({error}): free space or choose another folder") from error
         self.info(epoch_line(metrics, self.config.epochs, seconds_left))
+
+    def board(self, metrics: dict[str, Any], network: AcceleratedModel, pixels: Tensor, labels: Tensor) -> None:
+        """Add one epoch to TensorBoard, if the run has one; see ``Board.epoch``."""
+        if self._board:
+            self._board.epoch(metrics, network, pixels, labels)
 
     def plot(self, final: bool = False) -> None:
         """Draw curves.png from all epochs so far, at most every half minute unless it is the last time.
@@ -201,19 +212,6 @@ class _Output(logging.StreamHandler):
         flush_output()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The entries of metrics.jsonl but for torn and damaged ones, each epoch once, in order."""
-    entries = {}
-    for line in path.read_bytes().splitlines():
-        try:
-            entry = json.loads(line)
-            if isinstance(entry, dict) and type(entry.get("epoch")) is int:
-                entries[entry["epoch"]] = remove_checksum(entry)
-        except (ValueError, RecursionError):
-            continue
-    return [entries[epoch] for epoch in sorted(entries)]
-
-
 def describe_run(config: TrainConfig, guided: bool, images: int) -> str:
     """Everything that is trained, in one line."""
     parameters = ", ".join(f"{name} {value:g}" for name, value in config.parameters.items())
@@ -228,6 +226,7 @@ def describe_run(config: TrainConfig, guided: bool, images: int) -> str:
         f"{config.method} ({parameters})" if parameters else config.method,
         f"student {config.student}",
         f"guide {config.guide}" if guided else "",
+        f"normalisation {config.normalize}" if config.normalize != "none" else "",
         f"{config.dataset} ({images} training images, evaluated on {held_out} images)",
         f"{config.extra_fraction:.0%} of each batch from {config.extra_data}" if config.extra_data else "",
         f"augmentation {config.augment}" if config.augment != "none" else "",

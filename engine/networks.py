@@ -6,8 +6,10 @@ from torch import nn
 from engine.config import TrainConfig
 from losses.base import Objective
 from models import create_model
-from models.weights import create_from_state, load_file, student_state
+from models.checkpoint import load_network
+from models.weights import load_file
 from utils.errors import UserError
+from utils.options import require
 
 
 def create_guide(config: TrainConfig, objective: Objective, num_classes: int, device: torch.device) -> nn.Module | None:
@@ -27,6 +29,7 @@ def create_guide(config: TrainConfig, objective: Objective, num_classes: int, de
         )
     if frozen:
         path = config.guide_checkpoint
-        state = student_state(load_file(path), path)
-        return create_from_state(config.guide, num_classes, state, path).to(device).eval().requires_grad_(False)
-    return create_model(config.guide, num_classes).to(device) if "guide" in objective.passes else None
+        helper = load_network(load_file(path), path, config.guide, num_classes=num_classes)
+        require(helper.num_classes == num_classes, f"{path} is of {helper.num_classes} classes, not of {num_classes}")
+        return helper.model.to(device).eval().requires_grad_(False)
+    return create_model(config.guide, num_classes, config.normalize).to(device) if "guide" in objective.passes else None

@@ -18,7 +18,7 @@ FORMAT = "lbgat-training-state-1"
 # What may differ between a run and its continuation without making it another run.
 MAY_CHANGE_ON_RESUME = {
     "epochs", "device", "mark", "data_dir", "extra_data", "log_dir", "checkpoint_dir", "resume", "max_minutes",
-    "save_freq", "log_interval", "compile", "patience",
+    "save_freq", "log_interval", "compile", "patience", "tensorboard",
 }  # fmt: skip
 
 
@@ -66,7 +66,9 @@ def load_training_state(path: Path, config: TrainConfig, data: str, device: torc
     defaults = {f.name: f.default for f in dataclasses.fields(config)} | find_method(config.method).complete({})
     then = defaults | state["config"]
     differ = [
-        f"{flag(name)} {str(then.get(name))[:40]} then, {value} now"
+        "the source file of a network"
+        if name == "sources"
+        else f"{flag(name)} {str(then.get(name))[:40]} then, {value} now"
         for name, value in config.as_dict().items()
         if name not in may_change(config) and then.get(name) != value
     ]

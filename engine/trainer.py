@@ -52,7 +52,7 @@ class Trainer:
         set_deterministic(config.deterministic)
         self.data = load_training_data(config, self.device)
         torch.manual_seed(config.seed)
-        self.student = create_model(config.student, self.data.num_classes).to(self.device)
+        self.student = create_model(config.student, self.data.num_classes, config.normalize).to(self.device)
         self.objective = create_objective(
             config.method, self.data.num_classes, config.label_smoothing, **config.parameters
         ).to(self.device)
@@ -140,6 +140,7 @@ class Trainer:
                 return
             metrics = self._validate(epoch, stop)
             log.epoch(metrics, pace.seconds_left(epoch))
+            log.board(metrics, self.step.student, self.data.x_eval, self.data.y_eval)
             progress.next_epoch()
             self.checkpoints.save_epoch(epoch, metrics, self.data.eval_split)
             log.plot()

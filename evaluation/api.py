@@ -1,8 +1,13 @@
 """AutoAttack on any network and any images: ``evaluate`` for notebooks and other programs."""
 
+import hashlib
+import importlib.metadata
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +18,15 @@ from evaluation.autoattack.suite import Suite, check_classes, choose_attacks, fi
 from evaluation.config import VERSIONS
 from evaluation.results import PerImageResults
 from utils.device import ieee_products
+from utils.errors import ensure_writable
+from utils.files import lock_folder
 from utils.options import parse_epsilon, require
+
+STATE = "evaluate.state.npz"
 
 
 @dataclass(frozen=True)
-class EvaluationResult:
+class Result:
     """Accuracies in percent of the N images, and the results of every image.
 
     Attributes:
@@ -53,7 +62,8 @@ def evaluate(
     precision: str = "fp32",
     compile: str = "off",
     plain: bool = False,
-) -> EvaluationResult:
+    folder: str | Path | None = None,
+) -> Result:
     """Attack images with AutoAttack (Croce & Hein 2020) and return what is still correct.
 
     The model has its mode, flags, device and weights back afterwards, and PyTorch its random state.
@@ -69,10 +79,13 @@ def evaluate(
         precision: ``fp32``, ``tf32`` or ``bf16``, of the attacks; what they find is always checked in fp32.
         compile: ``off``, ``on``, or ``auto`` for torch.compile on CUDA.
         plain: run the official front end on the untouched network: slower, for comparison.
+        folder: save the state there after each attack on a batch (``evaluate.state.npz``): the same call resumes, and
+            once it has finished returns the result at once. None saves nothing.
 
     Raises:
         ValueError: x and y do not have these shapes, or x is outside [0, 1].
-        UserError: an unknown attack, too few classes, outputs that are not finite, or out of memory.
+        UserError: an unknown attack, too few classes, outputs that are not finite, or out of memory; or the folder
+            holds the state of another evaluation, or is in use.
     """
     if x.dim() != 4 or y.shape != (len(x),) or len(x) == 0:
         raise ValueError(f"x must be (N, C, H, W) and y (N,), not {tuple(x.shape)} and {tuple(y.shape)}")
@@ -89,14 +102,25 @@ def evaluate(
     suite = Suite(find_package(plain), names, norm, epsilon, seed, version, batch_size, device, plain=plain)
     results = PerImageResults.empty(len(x), tuple(x.shape[1:]), batch_size, len(names), max_saved=len(x))
     gpus = [device] if device.type == "cuda" else []
-    with _unchanged(model), torch.random.fork_rng(gpus), ieee_products():  # the last one restores the flags of TF32
-        # No folding: tracing a network of another project could lose its hooks and Python-side randomness.
-        attacked = prepare_model(model, suite, precision, compile, fold=False)
-        with torch.no_grad():
-            check_classes(names, attacked(x[:1].to(device)).shape[1])
-        attack_images(attacked, suite, (epsilon,), lambda part: (x[part].to(device), y[part].to(device)), results)
+    state, save = None if folder is None else Path(folder) / STATE, lambda: None
+    if state is not None:
+        ensure_writable(state.parent, "folder")
+    with lock_folder(state.parent, "evaluation") if state else nullcontext():
+        if state is not None:
+            fingerprint = _fingerprint(model, x, y, suite, precision)
+            if state.exists():
+                results = PerImageResults.load(state, fingerprint, results)
+            save = partial(results.save, state, fingerprint)
+        with _unchanged(model), torch.random.fork_rng(gpus), ieee_products():  # the last one restores the flags of TF32
+            # No folding: tracing a network of another project could lose its hooks and Python-side randomness.
+            attacked = prepare_model(model, suite, precision, compile, fold=False)
+            with torch.no_grad():
+                check_classes(names, attacked(x[:1].to(device)).shape[1])
+            attack_images(
+                attacked, suite, (epsilon,), lambda part: (x[part].to(device), y[part].to(device)), results, save
+            )
     accuracies = results.accuracies(names)
-    return EvaluationResult(
+    return Result(
         clean_accuracy=accuracies.pop("clean"),
         robust_accuracy=accuracies[names[-1]],
         accuracy_after=accuracies,
@@ -106,6 +130,30 @@ def evaluate(
         broken_by=results.broken_by[0],
         x_adv=torch.from_numpy(results.x_adv(x.cpu().numpy())),
     )
+
+
+def _fingerprint(model: nn.Module, x: Tensor, y: Tensor, suite: Suite, precision: str) -> dict[str, Any]:
+    """What the result depends on: the network's class and weights, the images and the settings."""
+    weights, images = hashlib.sha256(), hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        weights.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for tensor in (x, y):
+        images.update(tensor.cpu().numpy().tobytes())
+    return {
+        "model": type(model).__qualname__,
+        "weights_sha256": weights.hexdigest(),
+        "data_sha256": images.hexdigest(),
+        "norm": suite.norm,
+        "epsilon": suite.epsilon,
+        "version": suite.version,
+        "attacks": list(suite.attacks),
+        "seed": suite.seed,
+        "batch_size": suite.batch_size,
+        "precision": precision,
+        "device": torch.device(suite.device).type,
+        "plain": suite.plain,
+        "torch": importlib.metadata.version("torch"),
+    }
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from models.normalize import parse_normalization
 from utils.options import (
     COMPILE,
     LARGEST_BATCH,
@@ -14,6 +15,13 @@ from utils.options import (
     require,
 )
 
+EXAMPLES = """
+examples:
+  python eval_autoattack.py --checkpoint checkpoints/MARK/last.pt
+  python eval_autoattack.py --checkpoint FILE --dataset cifar10 --epsilon 8/255 --n-examples 1000
+  python eval_autoattack.py --checkpoint FILE --dataset cifar10 --student my_net.py:MyNet --normalize cifar10
+  python eval_autoattack.py --compare Logs/A Logs/B
+"""
 VERSIONS = ("standard", "dev", "plus", "rand", "custom")
 
 
@@ -32,7 +40,17 @@ class EvalConfig(CommonConfig):
     dataset: str = option(
         "auto", "digits, cifar10, cifar100 or NAME of DATA_DIR/NAME.npz; auto is the checkpoint's", "data"
     )
-    student: str = option("auto", "network, e.g. wrn-34-10; auto is the checkpoint's", "evaluation")
+    student: str = option(
+        "auto",
+        "network, e.g. wrn-34-10, or yours: FILE.py:NAME, which is run and called with num_classes; auto is the "
+        "checkpoint's",
+        "evaluation",
+    )
+    normalize: str = option(
+        "auto",
+        "mean and std inside the network: none, cifar10, cifar100 or M,M,M/S,S,S; auto is what the checkpoint holds",
+        "evaluation",
+    )
     version: str = option(
         "standard",
         "which suite: standard, dev (only its apgd-ce and apgd-t: an upper bound in a third of the time), plus, rand "
@@ -81,6 +99,8 @@ class EvalConfig(CommonConfig):
         super().__post_init__()
         radii = sorted({parse_epsilon(epsilon, norm=self.norm) for epsilon in self.epsilons})
         object.__setattr__(self, "epsilons", tuple(radii))
+        if self.normalize != "auto":
+            parse_normalization(self.normalize)
         require(self.batch_size >= 1, f"--batch-size {self.batch_size} must be from 1 to {LARGEST_BATCH}")
         require(
             not self.plain or (self.precision, self.compile) in (("fp32", "auto"), ("fp32", "off")),
@@ -104,7 +124,7 @@ def parse_eval(argv: list[str] | None = None) -> EvalConfig:
         "--num_classes": {"type": int, "help": "10 or 100; without --dataset, chooses cifar10 or cifar100"},
         "--dataparallel": {"nargs": "?", "help": "ignored: the prefix module. is recognised"},
     }
-    values = vars(Parser("Measure robustness with AutoAttack.", EvalConfig, legacy).parse_args(argv))
+    values = vars(Parser("Measure robustness with AutoAttack.", EvalConfig, legacy, EXAMPLES).parse_args(argv))
     values.pop("dataparallel", None)
     values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     if "widen_factor" in values:

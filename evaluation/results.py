@@ -13,7 +13,8 @@ from utils.errors import UserError
 from utils.files import write_atomically
 
 NUM_EXAMPLES = 5  # broken images that are saved for the picture
-HINT = "delete it to start afresh, or use another --mark"
+HINT = "delete it to start afresh, or use another --mark or folder"
+NOT_WRITTEN_BEFORE = {"plain": False, "normalize": "none", "source_sha256": ""}  # what earlier versions measured
 NAMES_IN_FILE = {"saved_index": "kept_index", "saved_x_adv": "kept_x_adv", "max_saved": "keep"}
 
 
@@ -227,7 +228,7 @@ class PerImageResults:
 
 def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     """The entries in which two fingerprints differ, as text; empty if in none."""
-    theirs = {"plain": False, **theirs}  # an entry that earlier versions did not write
+    theirs = NOT_WRITTEN_BEFORE | theirs
     return "; ".join(
         f"{key} {_short(theirs.get(key))} there and {_short(value)} here"
         for key, value in ours.items()

@@ -21,7 +21,7 @@ LISTED_WITH_A_FOOTNOTE = "0.031"  # instead of 8/255, as LBGAT and TRADES are
 LEADERBOARD_IMAGES = 10_000
 
 
-def check_destinations(config: EvalConfig, model: str, dataset: str) -> None:
+def check_destinations(config: EvalConfig, model: str, dataset: str, normalize: str = "none") -> None:
     """Check before the hours of attack that ``--export`` and ``--save-adv`` will work.
 
     Raises:
@@ -30,6 +30,8 @@ def check_destinations(config: EvalConfig, model: str, dataset: str) -> None:
     """
     if config.export:
         format_name, folder = config.export
+        if normalize != "none":
+            raise UserError(f"--export {format_name} has no place for the normalisation in the network: leave it out")
         if format_name == "robustbench":
             robustbench_class(model, num_classes=10)
             _require_path_part(dataset, "data set")

@@ -26,7 +26,7 @@ from evaluation.published import export_published
 from evaluation.results import NUM_EXAMPLES, PerImageResults
 from evaluation.resume import clear, gather_results, resume, state_path
 from evaluation.robustbench import check_destinations, export_robustbench
-from evaluation.target import load_data, load_network, run_name, warn_of_other_training
+from evaluation.target import check_network, load_data, load_network, run_name, warn_of_other_training
 from report.compare import compare
 from report.page import result_line, result_table, write_pages
 from utils.device import choose_device, describe
@@ -79,10 +79,13 @@ class Evaluation:
         package = find_package(config.plain)
         self.target = load_network(config)
         self.data = load_data(config, self.target)
+        check_network(self.target, self.data)
         check_classes(attacks, self.data.num_classes)
-        check_destinations(config, self.target.name, self.data.name)
+        check_destinations(config, self.target.name, self.data.name, self.target.normalize)
         ensure_writable(self.folder, "--log-dir")
+        self.understood = f"{config.checkpoint}: {self.target.name}; {'; '.join(self.target.notes)}"
         if self.group.is_main:
+            print(self.understood)
             warn_of_other_training(self.target, config)
         self.suite = Suite(
             package=package,
@@ -100,9 +103,7 @@ class Evaluation:
 
     def resume(self) -> bool:
         """Take the results of the same evaluation if it was interrupted, else empty ones; say which."""
-        self.fingerprint = summary.fingerprint(
-            self.suite, self.epsilons, self.config.precision, self.target.sha256, self.target.name, self.data
-        )
+        self.fingerprint = summary.fingerprint(self.suite, self.epsilons, self.config.precision, self.target, self.data)
         # A state with all adversarial images can resume an evaluation that needs a few, but not the reverse.
         self.state_fingerprint = self.fingerprint | ({"save_adv": True} if self.config.save_adv else {})
         n, height, width, channels = self.data.x_test.shape
@@ -119,6 +120,7 @@ class Evaluation:
         """Run what is left of the attacks; at rank 0 the results are then those of all processes."""
         results = self.results
         LOGGER.info(f"{self.command} on {describe(self.suite.device)}")
+        LOGGER.info(self.understood)
         LOGGER.info("each attack gets only images that are still correct; the suite logs accuracies of those images")
         if results.progress.any():
             LOGGER.info(f"resuming: {results.progress.sum()} of {results.seconds.size} steps are finished")

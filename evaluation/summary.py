@@ -15,7 +15,8 @@ import torch
 
 from datasets import Dataset
 from evaluation.autoattack.suite import Suite
-from evaluation.results import PerImageResults
+from evaluation.results import NOT_WRITTEN_BEFORE, PerImageResults
+from evaluation.target import LoadedModel
 from utils.errors import UserError
 from utils.files import add_checksum, write_atomically
 from utils.options import format_epsilon
@@ -44,13 +45,15 @@ def package_versions(suite: Suite) -> dict[str, str]:
 
 
 def fingerprint(
-    suite: Suite, epsilons: tuple[float, ...], precision: str, checkpoint_sha256: str, model: str, data: Dataset
+    suite: Suite, epsilons: tuple[float, ...], precision: str, target: LoadedModel, data: Dataset
 ) -> dict[str, Any]:
     """Return what the verdicts depend on, but for rounding: an evaluation resumes only where all of it is the same."""
     pixels = np.ascontiguousarray(data.x_test)
     return {
-        "checkpoint_sha256": checkpoint_sha256,
-        "model": model,
+        "checkpoint_sha256": target.sha256,
+        "model": target.name,
+        "normalize": target.normalize,
+        "source_sha256": target.source_sha256,
         "num_classes": data.num_classes,
         "dataset": data.name,
         "split": "test",
@@ -80,7 +83,7 @@ def keep_earlier(folder: Path, fingerprint: dict[str, Any]) -> Path | None:
     if report.exists() and not report.is_file():
         raise UserError(f"{report} is no regular file: remove it, or use another --mark")
     try:
-        earlier = {"plain": False, **json.loads(report.read_bytes())}  # earlier versions did not write it
+        earlier = NOT_WRITTEN_BEFORE | json.loads(report.read_bytes())
         if all(earlier.get(key) == value for key, value in fingerprint.items()):
             return None
         date = re.sub(r"\D", "", earlier["date"])[:14]

@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from datasets import Dataset, load_dataset
 from evaluation.config import EvalConfig
-from models import RESNETS
-from models.weights import create_from_state, infer_architecture, load_file, read_file, student_state
+from models import checkpoint
+from models.custom import check_outputs, is_custom, source_hashes
+from models.weights import load_file, read_file
 from utils.errors import UserError
 from utils.options import format_epsilon
 
@@ -28,6 +30,9 @@ class LoadedModel:
         dataset: of the training run; None if unknown.
         run: the settings of the training run, by their names in ``TrainConfig``; empty for a published file.
         sha256: of the bytes from which the network was loaded, hexadecimal.
+        normalize: mean and std inside the network, as ``--normalize`` takes them; ``none`` if there are none.
+        source_sha256: of the source file of a user's network; empty for the networks here.
+        notes: what was chosen in the file, a phrase each.
     """
 
     model: nn.Module
@@ -36,6 +41,9 @@ class LoadedModel:
     dataset: str | None
     run: dict[str, Any]
     sha256: str = ""
+    normalize: str = "none"
+    source_sha256: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def load_network(config: EvalConfig) -> LoadedModel:
@@ -49,17 +57,34 @@ def load_network(config: EvalConfig) -> LoadedModel:
         raise UserError("nothing to evaluate: pass --checkpoint FILE, e.g. checkpoints/MARK/last.pt")
     data = read_file(path)
     content = load_file(path, content=data)
-    state = student_state(content, path)
-    run = content.get("config") if isinstance(content.get("config"), dict) else {}
+    run = content["config"] if isinstance(content, dict) and isinstance(content.get("config"), dict) else {}
     for key, kind in {"student": str, "dataset": str, "epsilon": (int, float)}.items():
         if key in run and not isinstance(run[key], kind):
             raise UserError(f"{path} is damaged: its configuration says {key} {run[key]!r:.40}; copy it again")
-    inferred, num_classes = infer_architecture(state)
-    name = run.get("student") or inferred if config.student == "auto" else config.student
-    if name is None:
-        raise UserError(f"{path} does not tell its network: pass --student, e.g. {', '.join(RESNETS)} or wrn-34-10")
-    model = create_from_state(name, num_classes or 10, state, path)  # without a known head it says what is missing
-    return LoadedModel(model, name, num_classes, run.get("dataset"), run, hashlib.sha256(data).hexdigest())
+    dataset = str(run.get("dataset") if config.dataset == "auto" else config.dataset)
+    network = checkpoint.load_network(content, path, config.student, config.normalize, NUM_CLASSES.get(dataset))
+    return LoadedModel(
+        model=network.model,
+        name=network.name,
+        num_classes=network.num_classes,
+        dataset=run.get("dataset"),
+        run=run,
+        sha256=hashlib.sha256(data).hexdigest(),
+        normalize=network.normalize,
+        source_sha256="".join(source_hashes(network.name).values()),
+        notes=network.notes,
+    )
+
+
+def check_network(loaded: LoadedModel, data: Dataset) -> None:
+    """Check that a user's network takes the images and returns logits of the classes.
+
+    Raises:
+        UserError: it does not.
+    """
+    if is_custom(loaded.name):
+        image = torch.from_numpy(data.x_test[:2]).permute(0, 3, 1, 2).float().contiguous() / 255
+        check_outputs(loaded.name, loaded.model.eval(), data.num_classes, image)
 
 
 def load_data(config: EvalConfig, loaded: LoadedModel) -> Dataset:

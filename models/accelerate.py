@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -71,6 +71,8 @@ class AcceleratedModel:
         acceleration: AccelerationConfig,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
     ):
+        if not _is_known(model):
+            acceleration = replace(acceleration, channels_last=False, fold=False)
         if acceleration.channels_last:
             model.to(memory_format=torch.channels_last)
         self.model, self.acceleration, self.autocast = model, acceleration, autocast
@@ -93,7 +95,8 @@ class AcceleratedModel:
 
     def in_memory_order(self, images: Tensor) -> Tensor:
         """The images (B, C, H, W) in the memory order of the weights."""
-        return images.contiguous(memory_format=torch.channels_last) if self.acceleration.channels_last else images
+        last = self.acceleration.channels_last
+        return images.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
     def train_logits(self, images: Tensor) -> Tensor:
         """Logits (B, C) in the model's present mode, differentiable in the weights."""
@@ -132,7 +135,7 @@ class AcceleratedModel:
         if self.acceleration.compile_batch_size not in (len(images), DYNAMIC):
             forward = eager
         with self.autocast():
-            logits = forward(images)
+            logits = forward(self.in_memory_order(images))
         # Mixed precision returns bfloat16; compute the losses in float32.
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
@@ -141,6 +144,16 @@ class AcceleratedModel:
 def warn_once(message: str) -> None:
     """Warn once, also where several networks have the same cause; Python's own filter is reset by some libraries."""
     warnings.warn(message, stacklevel=3)
+
+
+def _is_known(model: nn.Module) -> bool:
+    """Whether all its modules are PyTorch's or this project's, without hooks. Another network may look at the memory
+    order (``view``), and tracing would lose its hooks and freeze what it does in train mode."""
+    return all(
+        type(module).__module__.split(".")[0] in ("torch", "models")
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        for module in model.modules()
+    )
 
 
 def _fold(model: nn.Module) -> Folded | None:

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from models import create_model
-from models.batchnorm_sets import SECOND
 from utils.errors import UserError
 
 LARGEST_RATIO = 4  # how many times the members of a checkpoint may be larger than the file: torch compresses nothing
 
 
 def load_file(path: str | Path, device: torch.device | str = "cpu", content: bytes | None = None) -> Any:
-    """What a torch file (legacy or zip format) holds, on the device; nothing in it is executed.
+    """What a torch file (legacy or zip format) or a ``.safetensors`` file holds, on the device; nothing in it is run.
 
     Args:
         content: the bytes of the file, if they have been read already.
@@ -29,6 +28,8 @@ def load_file(path: str | Path, device: torch.device | str = "cpu", content: byt
     """
     if content is None:
         content = read_file(path)
+    if Path(path).suffix == ".safetensors":
+        return _load_safetensors(path, device, content)
     try:
         if damaged := damaged_members(content):
             raise ValueError(f"the checksum of {damaged[0]} is wrong")
@@ -44,6 +45,17 @@ def load_file(path: str | Path, device: torch.device | str = "cpu", content: byt
         raise UserError(f"{path} is not a torch checkpoint: download or copy it again") from error
     except Exception as error:  # a damaged file makes zipfile, pickle, struct and torch raise nearly anything
         raise UserError(f"{path} is damaged, truncated or not a torch checkpoint: download or copy it again") from error
+
+
+def _load_safetensors(path: str | Path, device: torch.device | str, content: bytes) -> dict[str, Tensor]:
+    try:
+        import safetensors.torch
+    except ModuleNotFoundError as error:
+        raise UserError(f"{path} needs the package safetensors: pip install safetensors") from error
+    try:
+        return {name: tensor.to(device) for name, tensor in safetensors.torch.load(content).items()}
+    except Exception as error:  # its own error class, or what a damaged header raises
+        raise UserError(f"{path} is damaged, truncated or no safetensors file: download or copy it again") from error
 
 
 def read_file(path: str | Path) -> bytes:
@@ -83,33 +95,20 @@ def _holds_code(content: bytes, message: str) -> bool:
     return content[:1] == b"\x80" or re.search(r"unsupported (global|class)|reduce", message, re.IGNORECASE) is not None
 
 
+def is_state(content: Any) -> bool:
+    """Whether it is a state dict: names and tensors, at least one."""
+    return (
+        isinstance(content, dict)
+        and len(content) > 0
+        and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items())
+    )
+
+
 def student_state(content: Any, path: str | Path) -> dict[str, Tensor]:
-    """The student's plain state dict in a loaded file: ours, a published one, or one wrapped as ``state_dict``.
+    """The student's plain state dict in a loaded file; see ``models.checkpoint.find_weights``."""
+    from models.checkpoint import find_weights
 
-    Of a run that averages weights it is the average, in last.pt as in best.pt: that is what its recipe is judged by.
-    ``module.`` (DataParallel) is stripped; the unused group ``sub_block1`` of the published files and a second set of
-    BatchNorm layers, with which no evaluation computes, are dropped.
-
-    Raises:
-        UserError: there is no state dict in it.
-    """
-    if isinstance(content, dict):
-        average = content.get("average")
-        wrapped = (
-            average.get("weights") if isinstance(average, dict) and average.get("updates") else None,
-            content.get("student"),
-            content.get("state_dict"),
-        )
-        content = next((state for state in wrapped if isinstance(state, dict)), content)
-    if (
-        not isinstance(content, dict)
-        or not content
-        or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items())
-    ):
-        raise UserError(f"{path} does not hold a state dict (names and tensors): pass a network's weights")
-    stripped = {name.removeprefix("module."): tensor for name, tensor in content.items()}
-    unused = re.compile(rf"sub_block1\.|.*\.{SECOND}\.")
-    return {name: tensor for name, tensor in stripped.items() if not unused.match(name)}
+    return find_weights(content, path).state
 
 
 def create_from_state(name: str, num_classes: int, state: dict[str, Tensor], path: str | Path) -> nn.Module:
@@ -138,7 +137,7 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], path: str | Path) 
 def check_fits(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
     """Raises: UserError: as ``load_strictly``; the model may be on the meta device, where it takes no memory."""
     expected = model.state_dict()
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+    if not isinstance(state, dict) or (state and not is_state(state)):
         raise UserError(f"{path} is damaged: a part of it is not a state dict (names and tensors); copy it again")
     missing, left_over = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or left_over:

@@ -25,6 +25,8 @@ ORIGIN = {
     "batch_size": "batch size",
     "seed": "seed",
     "date": "date",
+    "normalize": "normalisation in the network",
+    "source_sha256": "SHA-256 of the network's source file",
     "checkpoint_sha256": "SHA-256 of the checkpoint",
     "data_sha256": "SHA-256 of images and labels",
 }
@@ -232,7 +234,7 @@ def checks_table(result: dict[str, Any]) -> Table:
 
 def origin_table(result: dict[str, Any]) -> Table:
     """Return everything that the figures depend on."""
-    rows = [[label, str(result[key])] for key, label in ORIGIN.items() if key in result]
+    rows = [[label, str(result[key])] for key, label in ORIGIN.items() if result.get(key, "") != ""]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return Table(["", ""], [*rows, ["versions", versions]])
 

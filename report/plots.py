@@ -150,3 +150,56 @@ def _shortened(name: str, length: int) -> str:
 
 def _save(figure: Figure, file: Path | BinaryIO) -> None:
     figure.savefig(file, format="png", dpi=160)
+
+
+def plot_runs(runs: dict[str, list[dict[str, Any]]], file: Path | BinaryIO) -> None:
+    """Draw loss, clean and PGD-20 accuracy of several training runs against the epoch.
+
+    Args:
+        runs: the entries of metrics.jsonl by name, at least one of each.
+        file: for the PNG.
+    """
+    panels = {"loss": "training loss", "student_clean": "clean accuracy, %", "student_robust": "PGD-20 accuracy, %"}
+    figure = Figure(figsize=(12, 3.6 + 0.2 * -(-len(runs) // 3)), layout="constrained")
+    for axes, (key, title) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        for name, metrics in runs.items():
+            values = [entry.get(key, float("nan")) for entry in metrics]
+            axes.plot([entry["epoch"] for entry in metrics], values, ".-", label=_shortened(name, 40))
+        axes.set(title=title, xlabel="epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
+    _save(figure, file)
+
+
+def plot_sweep(groups: dict[str, dict[str, list[float]]], file: Path | BinaryIO) -> None:
+    """Draw the accuracies of a sweep: a point for each run, and mean and standard deviation of each group.
+
+    Args:
+        groups: percent of each run, by group and by the name of the figure; at least one group of one run.
+        file: for the PNG.
+    """
+    figure = Figure(figsize=(max(4.8, 1.2 * len(groups) + 2.4), 3.8), layout="constrained")
+    axes, names = figure.subplots(), list(dict.fromkeys(name for group in groups.values() for name in group))
+    for i, name in enumerate(names):
+        shift = 0.16 * (i - (len(names) - 1) / 2)
+        for position, group in enumerate(groups.values()):
+            values, color = group.get(name, []), f"C{i}"
+            axes.plot([position + shift] * len(values), values, "o", color=color, alpha=0.4, markersize=4)
+            if values:
+                spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+                label = name if position == 0 else None
+                axes.errorbar(
+                    position + shift + 0.05,
+                    float(np.mean(values)),
+                    spread,
+                    fmt="_",
+                    color=color,
+                    capsize=4,
+                    label=label,
+                )
+    axes.set_xticks(range(len(groups)), [fill(name, 16) for name in groups], fontsize="small")
+    axes.set(xlim=(-0.6, len(groups) - 0.4), ylabel="accuracy, % (bars: mean ± standard deviation)")
+    axes.grid(axis="y", alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="small")
+    _save(figure, file)

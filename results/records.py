@@ -1,24 +1,24 @@
 """Everything that the tables are made of: the recipes in sh/, published.csv, and the runs in results/."""
 
 import csv
-import dataclasses
 import json
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from engine.config import TrainConfig, parse_train
+from engine.command_line import parse_train
+from engine.config import TrainConfig
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 NOT_PART_OF_A_RECIPE = {
     "checkpoint_dir", "compile", "data_dir", "deterministic", "device", "eval_size", "extra_data", "log_dir",
-    "log_interval", "mark", "max_minutes", "patience", "precision", "resume", "save_freq", "seed", "val_size",
+    "log_interval", "mark", "max_minutes", "patience", "precision", "resume", "save_freq", "seed", "tensorboard",
+    "val_size",
 }  # fmt: skip
-ADDED_LATER = {"accumulate", "batch_norm"}
 NAMES = {
     "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "resnet18": "ResNet-18", "resnet18-guide": "ResNet-18 (guide)",
     "preactresnet18": "PreActResNet-18", "preactresnet18-yopo": "PreActResNet-18-YOPO", "resnet50": "ResNet-50",
@@ -76,7 +76,7 @@ class Run:
         settings = json.loads(json.dumps(recipe.config.as_dict()))
         compared = settings.keys() - NOT_PART_OF_A_RECIPE
         # A setting that did not exist when the run was made was as its default is now.
-        then = {f.name: f.default for f in dataclasses.fields(TrainConfig) if f.name in ADDED_LATER} | self.config
+        then = json.loads(json.dumps({f.name: f.default for f in fields(TrainConfig)}, default=str)) | self.config
         return self.folder.name == recipe.name and all(then.get(key) == settings[key] for key in compared)
 
 

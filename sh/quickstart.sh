@@ -20,7 +20,7 @@ set -- \
 # The evaluation uses the training's epsilon, norm, device and folders.
 { read -r logs; read -r checkpoint; read -r epsilon; read -r norm; read -r device; } < <("$PYTHON" - "$@" <<'EOF'
 import sys
-from engine.config import parse_train
+from engine.command_line import parse_train
 c = parse_train(sys.argv[1:])
 print(f"{c.log_dir}/{c.run_name}", f"{c.checkpoint_dir}/{c.run_name}/last.pt", c.epsilon, c.norm, c.device, sep="\n")
 EOF

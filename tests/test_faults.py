@@ -10,7 +10,7 @@ from benchmarks import fault_damage
 from benchmarks.fault_files import KINDS, digest, prepare
 from benchmarks.fault_lines import CONFIGS, random_line
 from benchmarks.faults import GOOD, OUTCOMES, Counts, Ended, _copy, _read, in_process, limited
-from engine.config import parse_train
+from engine.command_line import parse_train
 from evaluation.config import parse_eval
 from utils.errors import UserError
 

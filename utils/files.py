@@ -118,6 +118,19 @@ def remove_checksum(content: dict[str, Any]) -> dict[str, Any]:
     return rest
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The entries of metrics.jsonl but for torn and damaged ones, each epoch once, in order."""
+    entries = {}
+    for line in path.read_bytes().splitlines():
+        try:
+            entry = json.loads(line)
+            if isinstance(entry, dict) and type(entry.get("epoch")) is int:
+                entries[entry["epoch"]] = remove_checksum(entry)
+        except (ValueError, RecursionError):
+            continue
+    return [entries[epoch] for epoch in sorted(entries)]
+
+
 @contextmanager
 def lock_folder(folder: Path, name: str) -> Iterator[None]:
     """Hold the lock of a run's folder; it ends with the process, however that ends.

@@ -15,6 +15,26 @@ LARGEST_INTEGER, LARGEST_BATCH = 2**31 - 1, 1_000_000
 PRECISIONS = ("fp32", "tf32", "bf16")
 COMPILE = ("auto", "on", "off")
 GROUPS = ("data", "method", "attack", "optimisation", "averaging", "evaluation", "output", "run")  # of --help
+UNITS = {
+    "batch_size": "IMAGES",
+    "limit_train": "IMAGES",
+    "val_size": "IMAGES",
+    "eval_size": "IMAGES",
+    "n_examples": "IMAGES",
+    "cross_checks": "IMAGES",
+    "epochs": "EPOCHS",
+    "decay_epochs": "EPOCHS",
+    "awp_start_epoch": "EPOCH",
+    "patience": "EPOCHS",
+    "save_freq": "EPOCHS",
+    "num_steps": "STEPS",
+    "log_interval": "STEPS",
+    "max_minutes": "MINUTES",
+    "epsilon": "RADIUS",
+    "step_size": "LENGTH",
+    "epsilons": "RADII",
+    "extra_fraction": "FRACTION",
+}  # of flags, in the place of their values in --help
 NUMBER = r"\s*(\d{1,20}\.?\d{0,20}|\.\d{1,20})(e[+-]?\d{1,3})?\s*"
 
 
@@ -106,20 +126,32 @@ def check_range(f: dataclasses.Field, value: Any) -> None:
     """Raises: UserError: the value is none of the field's choices, or outside of its range."""
     choices, low, above, below = (f.metadata.get(key) for key in ("choices", "at_least", "above", "below"))
     require(choices is None or value in choices, f"{flag(f.name)} {value}: choose {' or '.join(choices or ())}")
-    if (low, above, below) == (None, None, None):
-        return
-    if above is not None:
-        bounds = f"above {above:g}"
-    elif below is not None:
-        bounds = f"in [{low:g}, {below:g})"
-    else:
-        bounds = f"at least {low:g}" if low else "0 or more"
-    inside = (
+    inside = (low, above, below) == (None, None, None) or (
         (low is None or value >= low)
         and (above is None or value > above)
         and (value < (math.inf if below is None else below))
     )
-    require(inside, f"{flag(f.name)} {value} must be {bounds}")
+    require(inside, f"{flag(f.name)} {value} must be {describe_range(f)}")
+
+
+def describe_range(f: dataclasses.Field) -> str:
+    """``above 0``, ``in [0, 1)``, ``at least 1`` or ``0 or more``; empty where any value may be."""
+    low, above, below = (f.metadata.get(key) for key in ("at_least", "above", "below"))
+    if above is not None:
+        return f"above {above:g}" + ("" if below is None else f" and below {below:g}")
+    if low is None:
+        return "" if below is None else f"below {below:g}"
+    if below is not None:
+        return f"in [{low:g}, {below:g})"
+    return f"at least {low:g}" if low else "0 or more"
+
+
+def describe_field(f: dataclasses.Field, default: str) -> str:
+    """The help of a flag: what it is; its choices, if any, on a line of their own; its range and default."""
+    choices, range_ = f.metadata.get("choices"), describe_range(f)
+    lines = [f.metadata["help"], f"choices: {', '.join(choices)}" if choices else ""]
+    lines.append(f"{range_} (default: {default or 'none'})".strip())
+    return "\n".join(filter(None, lines))
 
 
 def parse_epochs(text: str) -> tuple[int | Fraction, ...]:
@@ -141,6 +173,16 @@ def parse_factors(text: str) -> tuple[float, ...]:
         raise UserError(f"{text[:40]!r} is not a list of numbers: write 0.1,0.5") from error
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Wraps each line of a flag's help by itself: what it is; its choices; its range and default."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=26)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return [line for part in text.split("\n") for line in super(_Formatter, self)._split_lines(part, width)]
+
+
 class Parser(argparse.ArgumentParser):
     """A command line made of a configuration: one flag per field, in the groups of the fields.
 
@@ -156,7 +198,7 @@ class Parser(argparse.ArgumentParser):
             description=description,
             epilog=epilog,
             allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Formatter,
             argument_default=argparse.SUPPRESS,
         )
         fields = {f.name: f for f in dataclasses.fields(config) if "help" in f.metadata}
@@ -183,8 +225,8 @@ class Parser(argparse.ArgumentParser):
             type=f.metadata.get("parse", str if "nargs" in f.metadata else type(f.default)),
             choices=f.metadata.get("choices"),
             nargs=f.metadata.get("nargs"),
-            metavar=None if "choices" in f.metadata else f.metadata.get("metavar", f.name.upper()),
-            help=f"{f.metadata['help']} (default: {shown if shown != '' else 'none'})".replace("%", "%%"),
+            metavar=f.metadata.get("metavar", UNITS.get(f.name, f.name.upper())),
+            help=describe_field(f, str(shown)).replace("%", "%%"),
         )
 
     def error(self, message: str) -> None:

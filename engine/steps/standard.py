@@ -83,8 +83,8 @@ class StandardStep:
     def capturable(self) -> bool:
         # The optimizer steps at the perturbed weights; an attack may wait for the device or draw random numbers.
         chosen = self.objective
-        waits = chosen.moves or chosen.first_inner or chosen.step_noise or chosen.after_update
-        return not (self.awp_gamma or waits) and self.accumulate == 1
+        waits = self.awp_gamma or chosen.moves or chosen.first_inner or chosen.step_noise or chosen.after_update
+        return not waits and self.accumulate == 1
 
     def set_epoch(self, attack: AttackSpec, awp_gamma: float) -> None:
         self.attack, self.awp_gamma = attack, awp_gamma

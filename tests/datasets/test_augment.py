@@ -9,7 +9,8 @@ from torchvision.transforms import v2
 from attacks.pgd import AttackSpec
 from datasets.augment import augment, create_augmentation
 from datasets.loader import Loader
-from engine.config import TrainConfig, parse_train
+from engine.command_line import parse_train
+from engine.config import TrainConfig
 from engine.steps import create_step
 from losses import create_objective
 from models import create_model

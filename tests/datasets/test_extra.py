@@ -7,7 +7,8 @@ import torch
 from datasets import extra as extra_module
 from datasets.extra import load_extra
 from datasets.loader import Loader
-from engine.config import TrainConfig, parse_train
+from engine.command_line import parse_train
+from engine.config import TrainConfig
 from engine.stopping import Stopped, StopSignal
 from engine.trainer import Trainer
 from utils.errors import UserError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import parse_train
+from engine.command_line import parse_train
 from evaluation.config import parse_eval
 from results.records import read_recipe
 from tests.helpers import ROOT

@@ -1,13 +1,16 @@
 """Defaults, command line and impossible settings of training; what both programs share."""
 
 import dataclasses
+import json
 import math
 
 import pytest
 
-from engine.config import TrainConfig, parse_train
+from engine.command_line import parse_train
+from engine.config import TrainConfig
 from evaluation.config import EvalConfig, parse_eval
 from losses import METHODS
+from tests.helpers import ROOT
 from utils.errors import UserError
 from utils.options import flag, parse_epsilon
 
@@ -39,6 +42,7 @@ def test_defaults_are_the_published_recipe():
 
 
 VALUES = {
+    "normalize": "cifar100",
     "method": "at",
     "dataset": "mine",
     "student": "resnet18",
@@ -69,7 +73,7 @@ def another_value(f, config):
 
 @pytest.mark.parametrize(("parse", "config"), [(parse_train, TrainConfig), (parse_eval, EvalConfig)])
 def test_every_field_has_a_flag(parse, config):
-    left_out = ("parameters", "plain")  # --plain does not go with --precision and --compile
+    left_out = ("parameters", "tensorboard", "plain")  # --plain does not go with --precision and --compile
     values = {f.name: another_value(f, config) for f in dataclasses.fields(config) if f.name not in left_out}
     argv = []
     for name, value in values.items():
@@ -345,3 +349,61 @@ def test_no_method_takes_the_name_of_a_setting():
     """Its flag would be that of the setting."""
     settings = {f.name for f in dataclasses.fields(TrainConfig)}
     assert not settings & {p.name for method in METHODS.values() for p in method.parameters}
+
+
+# -- a run's config.json taken back ------------------------------------------------------------------------------------
+
+
+def write_config(path, **changes):
+    config = TrainConfig.create(method="mart", beta=5.0, epochs=7, decay_epochs=(3, 5), epsilon=8 / 255, seed=4)
+    content = (
+        json.loads(json.dumps(config.as_dict())) | {"hardware": "a machine", "threads": 2, "commit": None} | changes
+    )
+    path.write_text(json.dumps(content))
+    return config
+
+
+def test_config_json_is_taken_back(tmp_path):
+    path = tmp_path / "config.json"
+    config = write_config(path)
+    assert parse_train(["--config", str(path)]) == config
+    changed = parse_train(["--config", str(path), "--seed", "9", "--beta", "6"])
+    assert changed == dataclasses.replace(config, seed=9, parameters={**config.parameters, "beta": 6.0})
+
+
+def test_every_config_of_a_measured_run_is_taken_back():
+    """Also those of earlier versions, which wrote the parameters of all methods."""
+    paths = sorted((ROOT / "results").rglob("config.json"))
+    for path in paths:
+        saved, config = json.loads(path.read_text()), parse_train(["--config", str(path)]).as_dict()
+        assert {name for name in config if name in saved and list_(config[name]) != saved[name]} == set(), path
+    assert len(paths) > 10 and parse_train(["--config", str(paths[0]), "--method", "at"]).parameters == {}
+
+
+def list_(value):
+    return list(value) if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"epochs": "many"}, r"epochs is 'many', not of the type of --epochs"),
+        ({"epochs": True}, r"epochs is 'True', not of the type"),
+        ({"no_such": 1.0}, "no_such"),
+        ({"student": "my_net.py:MyNet"}, r"whose code runs only if you name it: add --student my_net\.py:MyNet"),
+    ],
+)
+def test_other_config_files_are_refused(tmp_path, changes, sentence):
+    path = tmp_path / "config.json"
+    write_config(path, **changes)
+    with pytest.raises(UserError, match=sentence):
+        parse_train(["--config", str(path)])
+
+
+@pytest.mark.parametrize("content", [None, "", "[1]", "{"])
+def test_what_is_no_config_file(tmp_path, content):
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=r"cannot be read .*: pass the config\.json of a run"):
+        parse_train(["--config", str(path)])

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from evaluation import evaluate
-from tests.helpers import digits, official, trained
+from evaluation.autoattack.suite import Suite
+from tests.helpers import digits, official, tiny, trained
 from utils.errors import UserError
 
 
@@ -113,3 +114,34 @@ def test_wrong_arguments_are_named():
         evaluate(model, x, y, 0.1, version="custom", attacks=["pgd"])
     with pytest.raises(UserError, match="apgd-t needs 10 classes and here are 4"):
         evaluate(nn.Sequential(model[:-1], nn.Linear(128, 4)), x, y, 0.1)
+
+
+def test_a_folder_makes_it_resumable(tmp_path, monkeypatch):
+    x, y = digits(8)
+    settings = {"version": "custom", "attacks": ["apgd-ce", "apgd-dlr"], "seed": 3, "batch_size": 4}
+    expected = evaluate(trained("tiny-robust"), x, y, 0.1, **settings)
+    run, calls = Suite.run, []
+
+    def interrupted(self, front_end, name, *batch):
+        calls.append(name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return run(self, front_end, name, *batch)
+
+    monkeypatch.setattr(Suite, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(trained("tiny-robust"), x, y, 0.1, **settings, folder=tmp_path)
+    result = evaluate(trained("tiny-robust"), x, y, 0.1, **settings, folder=tmp_path)
+    assert calls == ["apgd-ce", "apgd-ce", "apgd-ce", "apgd-dlr"]  # the first batch is not repeated
+    again = evaluate(trained("tiny-robust"), x, y, 0.1, **settings, folder=tmp_path)
+    assert len(calls) == 4  # finished: nothing runs
+    for other in (result, again):
+        np.testing.assert_array_equal(other.broken_by, expected.broken_by)
+        np.testing.assert_array_equal(other.x_adv, expected.x_adv)
+        assert other.accuracy_after == expected.accuracy_after
+    for model, epsilon, differs in (
+        (trained("tiny-robust"), 0.2, "epsilon 0.1 there"),
+        (tiny(), 0.1, "weights_sha256"),
+    ):
+        with pytest.raises(UserError, match=rf"another, unfinished evaluation \({differs}.*or folder$"):
+            evaluate(model, x, y, epsilon, **settings, folder=tmp_path)

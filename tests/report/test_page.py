@@ -10,10 +10,13 @@ from matplotlib.image import imread
 
 from report import plots
 from report.page import result_line, result_table, suite_name, write_pages
+from tests.helpers import ROOT
 from utils.statistics import accuracy_interval
 
 STANDARD = ["apgd-ce", "apgd-t", "fab-t", "square"]
 EVIL = "<script>alert(1)</script>|`*_x_*`$&amp;"
+
+SCRIPT = (ROOT / "report" / "templates" / "report.js").read_text()
 
 
 class Page(HTMLParser):
@@ -29,7 +32,7 @@ class Page(HTMLParser):
         assert self.open == []
 
     def handle_starttag(self, tag, attrs):
-        assert tag not in ("script", "link", "iframe")
+        assert tag not in ("link", "iframe") and (tag != "script" or not attrs)
         attrs = dict(attrs)
         assert not {"href", "srcset", "data"} & attrs.keys()
         if tag == "img":
@@ -49,8 +52,10 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.text += data
+        if self.open and self.open[-1] == "script":
+            assert data.strip() == SCRIPT.strip()
         if self.open and self.open[-1] in ("td", "th"):
             self.tables[-1][-1][-1] += data
         if self.open and self.open[-1] == "style":
@@ -236,3 +241,14 @@ def test_without_matplotlib_the_tables_are_there(tmp_path, make_result, read, no
         for name in ("classes.png", "curve.png"):
             assert f"{name} could not be drawn: matplotlib is not installed (pip install matplotlib)." in told_by
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.md"]
+
+
+def test_the_table_of_classes_is_sortable_and_no_other(make_result, tmp_path):
+    """Its headings become buttons by a script in the page."""
+    write_pages(tmp_path, make_result(num_classes=30))
+    html = (tmp_path / "report.html").read_text()
+    assert html.count('<table class="sortable">') == 1 and html.count(SCRIPT.strip()) == 1
+    assert html.index("<details>") < html.index('<table class="sortable">') < html.index("</details>")
+    assert 'class="columns"' in html and 'src="http' not in html and "<script src" not in html
+    write_pages(tmp_path, make_result(num_classes=10))
+    assert 'class="columns"' not in (tmp_path / "report.html").read_text()  # a phone shows a single column of bars

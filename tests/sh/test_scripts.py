@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.config import parse_train
+from engine.command_line import parse_train
 from evaluation.config import parse_eval
 from tests.helpers import ROOT
 

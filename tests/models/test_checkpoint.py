@@ -1,0 +1,207 @@
+"""Every form of checkpoint that people have: what is chosen in it, and that it is loaded as a whole or not at all.
+
+docs/evaluation.md has the same table.
+"""
+
+import re
+
+import pytest
+import torch
+
+from models import create_model, load
+from models.checkpoint import load_network
+from models.weights import load_file
+from tests.helpers import ROOT
+from tests.models.test_custom import NET
+from utils.errors import UserError
+
+MEAN, STD = torch.tensor([0.5, 0.25, 0.125]).view(1, 3, 1, 1), torch.tensor([0.25, 0.5, 0.125]).view(1, 3, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return create_model("wrn-10-1", 10).eval()
+
+
+def prefixed(state, prefix):
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def half(state):
+    return {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
+
+
+def uncounted(state):
+    return {name: tensor for name, tensor in state.items() if "num_batches" not in name}
+
+
+# As the form is called on the page, how a file of it is made, and what the log says. A file that holds a decoy beside
+# the weights is loaded wrongly if the decoy is.
+FORMS = {
+    "a plain state dict": (lambda s, decoy: s, "weights as named"),
+    "under `state_dict`": (lambda s, decoy: {"state_dict": s, "epoch": 7}, "weights under 'state_dict'"),
+    "under `model_state_dict`": (lambda s, decoy: {"model_state_dict": s}, "weights under 'model_state_dict'"),
+    "under `model`": (lambda s, decoy: {"model": s, "optimizer": {}}, "weights under 'model'"),
+    "under `net`": (lambda s, decoy: {"net": s, "acc": 50.0}, "weights under 'net'"),
+    "under `student`, beside a guide": (lambda s, decoy: {"student": s, "guide": decoy}, "weights under 'student'"),
+    "under `ema`, beside `model`": (lambda s, decoy: {"model": decoy, "ema": s}, "weights under 'ema' (not model)"),
+    "nested, such as `model` in `checkpoint['state_dict']`": (
+        lambda s, decoy: {"state_dict": {"model": s, "epoch": 3}},
+        "weights under 'state_dict'; weights under 'model'",
+    ),
+    "prefix `module.`": (lambda s, decoy: prefixed(s, "module."), "prefix 'module.' removed"),
+    "prefix `_orig_mod.`": (lambda s, decoy: prefixed(s, "_orig_mod."), "prefix '_orig_mod.' removed"),
+    "prefixes `module._orig_mod.`, or the reverse": (
+        lambda s, decoy: prefixed(s, "_orig_mod.module."),
+        "prefix '_orig_mod.' removed; prefix 'module.' removed",
+    ),
+    "unused group `sub_block1.*`": (
+        lambda s, decoy: {**s, "sub_block1.layer.0.bn1.weight": torch.ones(2)},
+        "the unused group 'sub_block1' of the published files dropped",
+    ),
+    "without `num_batches_tracked`": (
+        lambda s, decoy: uncounted(s),
+        "the batch counts of BatchNorm, which the file lacks, set to 0",
+    ),
+    "half precision": (lambda s, decoy: half(s), "float16 converted to float32"),
+    "a `.safetensors` file": (lambda s, decoy: s, "weights as named"),
+    "buffers `mu` and `sigma`": (lambda s, decoy: {**s, "mu": MEAN, "sigma": STD}, "from 'mu' and 'sigma'"),
+    "buffers `mean` and `std`": (lambda s, decoy: {"mean": MEAN.flatten(), "std": STD.flatten(), **s}, "from 'mean'"),
+    "`normalize.mean`, `normalize.std` and `model.*`": (
+        lambda s, decoy: {"normalize.mean": MEAN, "normalize.std": STD, **prefixed(s, "model.")},
+        "from 'normalize.mean' and 'normalize.std'; prefix 'model.' removed",
+    ),
+    "`0.mean`, `0.std` and `1.*`, of a Sequential": (
+        lambda s, decoy: {"0.mean": MEAN, "0.std": STD, **prefixed(s, "1.")},
+        "from '0.mean' and '0.std'; prefix '1.' removed",
+    ),
+    "`model.*`, as of Lightning": (lambda s, decoy: {"state_dict": prefixed(s, "model.")}, "prefix 'model.' removed"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_form(tmp_path, model, form):
+    make, note = FORMS[form]
+    decoy = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    content = make(model.state_dict(), decoy)
+    path = tmp_path / "weights.pt"
+    if "safetensors" in form:
+        path = path.with_suffix(".safetensors")
+        pytest.importorskip("safetensors.torch").save_file(content, path)
+    else:
+        torch.save(content, path)
+    loaded = load_network(load_file(path), path)
+    x = torch.rand(2, 3, 16, 16)
+    expected = half(model.state_dict()) if form == "half precision" else model.state_dict()
+    plain = create_model("wrn-10-1", 10).eval()
+    plain.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in expected.items()})
+    normalized = any(key in form for key in ("mu`", "mean`"))
+    with torch.no_grad():
+        logits = plain((x - MEAN) / STD if normalized else x)
+        assert torch.equal(loaded.model.eval()(x), logits) and torch.equal(load(path)(x), logits)
+    assert loaded.name == "wrn-10-1" and note in "; ".join(loaded.notes)
+    assert loaded.normalize == ("0.5,0.25,0.125/0.25,0.5,0.125" if normalized else "none")
+
+
+# What is refused: how the file is made, and the sentence.
+REFUSED = {
+    "an entry missing": (
+        lambda s: dict(list(s.items())[1:]),
+        r"another architecture.*missing conv1\.weight; left over n",
+    ),
+    "an entry too many": (lambda s: {**s, "extra": torch.ones(1)}, "missing nothing; left over extra$"),
+    "some batch counts missing": (
+        lambda s: {k: v for k, v in s.items() if k != "bn1.num_batches_tracked"},
+        r"missing bn1\.num_batches_tracked",
+    ),
+    "weights with and without `module.`": (lambda s: {**s, **prefixed(s, "module.")}, "both with and without the pre"),
+    "`mean` and `std` of one channel": (lambda s: {**s, "mean": torch.ones(1), "std": torch.ones(1)}, "three channels"),
+    "`mean` without `std`": (lambda s: {**s, "mean": MEAN}, "left over mean$"),
+    "an optimizer alone": (
+        lambda s: {"optimizer": {"lr": 1.0}},
+        r"no.* state dict.* under ema, student, .* but optimi",
+    ),
+    "a pickled network": (lambda s: torch.nn.Linear(2, 2), "more than weights .*never run here"),
+}
+
+
+@pytest.mark.parametrize("form", REFUSED)
+def test_refused_form(tmp_path, model, form):
+    make, sentence = REFUSED[form]
+    path = tmp_path / "weights.pt"
+    torch.save(make(model.state_dict()), path)
+    with pytest.raises(UserError, match=sentence):
+        load(path)
+
+
+def test_the_page_has_the_same_table():
+    rows = re.findall(r"^\| (.*?) +\| ", (ROOT / "docs" / "evaluation.md").read_text(), re.MULTILINE)
+    assert not [form for form in [*FORMS, *REFUSED] if form not in rows] and len(FORMS) >= 12
+
+
+def test_without_the_package_a_safetensors_file_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"x")
+    with pytest.raises(UserError, match="needs the package safetensors: pip install safetensors"):
+        load(path)
+
+
+def test_a_damaged_safetensors_file(tmp_path):
+    pytest.importorskip("safetensors")
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"12345678{")
+    with pytest.raises(UserError, match="damaged, truncated or no safetensors file"):
+        load(path)
+
+
+def test_normalisation_that_is_asked_for(tmp_path, model):
+    path, x = tmp_path / "weights.pt", torch.rand(2, 3, 16, 16)
+    torch.save(model.state_dict(), path)
+    loaded = load_network(load_file(path), path, normalize="cifar10")
+    with torch.no_grad():
+        assert torch.equal(loaded.model.eval()(x), load(path, normalize="cifar10")(x))
+        assert not torch.equal(loaded.model(x), model(x)) and loaded.normalize == "cifar10"
+    torch.save({**model.state_dict(), "mu": MEAN, "sigma": STD}, path)
+    with pytest.raises(UserError, match=r"its own normalisation 0\.5,0\.25,0\.125/.*: leave out --normalize"):
+        load(path, normalize="none")
+    assert load(path, normalize="0.5,0.25,0.125/0.25,0.5,0.125")
+
+
+def test_published_preactresnet18_is_recognised_with_its_normalisation():
+    with torch.device("meta"):
+        state = create_model("preactresnet18", 10).state_dict()
+    state = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in state.items()}
+    loaded = load_network({**state, "mu": MEAN, "sigma": STD}, "rice2020.pt")
+    assert (loaded.name, loaded.normalize) == ("preactresnet18", "0.5,0.25,0.125/0.25,0.5,0.125")
+
+
+def test_code_runs_only_if_the_user_names_it(tmp_path):
+    source, path = tmp_path / "my_net.py", tmp_path / "weights.pt"
+    source.write_text(NET)
+    name = f"{source}:MyNet"
+    net = create_model(name, 7).eval()
+    torch.save({"config": {"student": name}, "student": net.state_dict()}, path)
+    with pytest.raises(UserError, match=r"whose code runs only if you name it: add --student .*my_net\.py:MyNet$"):
+        load(path)
+    x = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(load(path, name)(x), net(x))  # seven classes: the rows of its last matrix
+    torch.save({"config": {"student": name, "sources": {name: "0" * 64}}, "student": net.state_dict()}, path)
+    with pytest.raises(UserError, match=r"another version of .*my_net\.py:MyNet \(SHA-256 000000000000 then"):
+        load(path, name)
+
+
+def test_buffers_that_a_users_network_has_itself_stay_in_it(tmp_path):
+    source, path = tmp_path / "own.py", tmp_path / "weights.pt"
+    source.write_text(
+        NET.replace("super().__init__()", "super().__init__(); self.register_buffer('mean', None)\n")
+        + "\nclass Own(MyNet):\n    def __init__(self, num_classes):\n"
+        "        super().__init__(num_classes)\n"
+        "        import torch\n"
+        "        self.register_buffer('mean', torch.zeros(3)); self.register_buffer('std', torch.ones(3))\n"
+    )
+    name = f"{source}:Own"
+    torch.save(create_model(name, 10).state_dict(), path)
+    assert load_network(load_file(path), path, name).normalize == "none"
