@@ -341,7 +341,9 @@ def test_defaults_of_a_parameter_are_the_methods():
 
 
 def test_a_parameter_of_another_method_is_refused():
-    with pytest.raises(UserError, match="--gamma is a parameter of gkl, not of lbgat: leave it out"):
+    with pytest.raises(
+        UserError, match="--gamma is a parameter of gkl, backward-smoothing, hat, not of lbgat: leave it out"
+    ):
         train("--gamma 0.4")
     with pytest.raises(UserError, match="AT has no parameter beta: it has none"):
         TrainConfig.create(method="at", beta=6.0)
