@@ -51,6 +51,8 @@ def create_model(name: str, num_classes: int, normalize: str = "none") -> nn.Mod
 
 
 def _create_plain(name: str, num_classes: int) -> nn.Module:
+    if not 2 <= num_classes <= MOST_CLASSES:
+        raise UserError(f"a classifier needs at least 2 classes and at most {MOST_CLASSES}, not {num_classes}")
     if is_custom(name):
         return create_custom(name, num_classes)
     with torch.device("meta"):  # takes no memory
@@ -69,8 +71,6 @@ def _memory() -> int:
 
 
 def _build(name: str, num_classes: int) -> nn.Module:
-    if not 2 <= num_classes <= MOST_CLASSES:
-        raise UserError(f"a classifier needs at least 2 classes and at most {MOST_CLASSES}, not {num_classes}")
     if name in RESNETS:
         return RESNETS[name](num_classes)
     if match := re.fullmatch(r"wrn-([0-9]+)-([0-9]+)(-swish)?", name):

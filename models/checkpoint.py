@@ -3,6 +3,7 @@
 A file is understood as a whole or refused: no weight is left out, guessed or loaded in part.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -135,9 +136,14 @@ def readings(weights: Weights, path: str | Path) -> list[Weights]:
 
 
 def _normalization(mean: Tensor, std: Tensor, names: tuple[str, str], path: str | Path) -> Normalization:
-    if mean.numel() != 3 or std.numel() != 3 or not (torch.isfinite(mean).all() and (std > 0).all()):
-        raise UserError(f"{path}: {names[0]!r} and {names[1]!r} are no mean and standard deviation of three channels")
-    values = (tuple(float(f"{value:.9g}") for value in tensor.flatten().tolist()) for tensor in (mean, std))
+    try:
+        values = [tuple(float(f"{value:.9g}") for value in tensor.flatten().tolist()) for tensor in (mean, std)]
+        if not all(len(part) == 3 and all(map(math.isfinite, part)) for part in values) or min(values[1]) <= 0:
+            raise ValueError
+    except (ValueError, TypeError, RuntimeError) as error:  # a RuntimeError: a tensor without values, or sparse
+        raise UserError(
+            f"{path}: {names[0]!r} and {names[1]!r} are no mean and standard deviation of three channels"
+        ) from error
     return Normalization(*values)
 
 
