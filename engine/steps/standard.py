@@ -53,8 +53,7 @@ class StandardStep:
         x_adv: x' of each part of each view of the latest batch that ran eagerly (a replayed CUDA graph does not set
             it), this process's rows; empty without an attack.
 
-    Raises:
-        UserError: the noise of several attacks on a batch cannot be the same for any number of processes.
+    Raises: UserError: several attacks on a batch whose noise would depend on the number of processes.
     """
 
     updates_per_batch = 1
