@@ -83,9 +83,9 @@ class Evaluation:
         check_classes(attacks, self.data.num_classes)
         check_destinations(config, self.target.name, self.data.name, self.target.normalize)
         ensure_writable(self.folder, "--log-dir")
-        self.understood = f"{config.checkpoint}: {self.target.name}; {'; '.join(self.target.notes)}"
+        chosen = f"{self.target.name}: {'; '.join(self.target.notes)}"
+        self.chosen = chosen.encode("utf-8", "backslashreplace").decode()  # a path in it may be no UTF-8
         if self.group.is_main:
-            print(self.understood)
             warn_of_other_training(self.target, config)
         self.suite = Suite(
             package=package,
@@ -120,7 +120,7 @@ class Evaluation:
         """Run what is left of the attacks; at rank 0 the results are then those of all processes."""
         results = self.results
         LOGGER.info(f"{self.command} on {describe(self.suite.device)}")
-        LOGGER.info(self.understood)
+        LOGGER.info(f"network: {self.chosen}")
         LOGGER.info("each attack gets only images that are still correct; the suite logs accuracies of those images")
         if results.progress.any():
             LOGGER.info(f"resuming: {results.progress.sum()} of {results.seconds.size} steps are finished")
@@ -154,11 +154,13 @@ class Evaluation:
             "epsilon_text": format_epsilon(self.suite.epsilon),
             **summary.summarize(self.suite, results, self.epsilons, data.y_test, data.class_names, num_processes),
             "checkpoint": config.checkpoint,
+            "weights": self.chosen,
             "hardware": describe(self.suite.device),
             **commit(),
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "warnings": of_each_kind(results.warnings),  # the cross-checks warn at extremes of their own
         }
+        print(f"network: {self.chosen}")
         failures: list[str] = []
         write = partial(summary.write_report, self.folder, result, results, data.y_test)
         self.attempt(failures, "autoattack.json", write)

@@ -25,6 +25,7 @@ ORIGIN = {
     "batch_size": "batch size",
     "seed": "seed",
     "date": "date",
+    "weights": "network and weights in the checkpoint",
     "normalize": "normalisation in the network",
     "source_sha256": "SHA-256 of the network's source file",
     "checkpoint_sha256": "SHA-256 of the checkpoint",
