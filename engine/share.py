@@ -24,15 +24,15 @@ def share_state(run: Checkpoints, group: ProcessGroup) -> None:
     parameters = [p for of_group in run.optimizer.param_groups for p in of_group["params"]]
     step, device = run.step.state_dict(), parameters[0].device
     facts = group.broadcast({
-        "progress": [progress.epoch, progress.step, progress.seconds, progress.best],
+        "progress": [progress.epoch, progress.step, progress.seconds, progress.best, progress.train_robust],
         "sums": {name: value.item() for name, value in progress.sums.items()},
-        "momentum": any(states[p].get("momentum_buffer") is not None for p in parameters),
+        "momentum": any(states.get(p, {}).get("momentum_buffer") is not None for p in parameters),
         "updates": run.average.updates if run.average else 0,
         "step": {name: [str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in step.items()},
         "latest": str(run.latest or ""),
         "saved_with": run.saved_with,
     })  # fmt: skip
-    progress.epoch, progress.step, progress.seconds, progress.best = facts["progress"]
+    progress.epoch, progress.step, progress.seconds, progress.best, progress.train_robust = facts["progress"]
     progress.sums = {n: torch.tensor(v, dtype=torch.float64, device=device) for n, v in facts["sums"].items()}
     run.latest, run.saved_with = Path(facts["latest"]) if facts["latest"] else None, facts["saved_with"]
     modules = [run.student, run.guide, run.objective]
