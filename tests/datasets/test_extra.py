@@ -239,7 +239,7 @@ def test_run_resumes_exactly_with_extra_data_and_a_second_view(tmp_path, monkeyp
 
     def stop_in_second_epoch(self):
         if (cut.progress.epoch, cut.progress.step) == (2, 2):
-            self.reason = "test"
+            self.reason = "SIGTERM"
         original(self)
 
     with monkeypatch.context() as patch:
