@@ -3,6 +3,7 @@
 LBGAT_GOLDEN_FAST names another file of the same form: every size and setting is read from it.
 """
 
+import importlib
 import os
 import re
 from collections.abc import Callable
@@ -11,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import attacks.pgd
 import engine.steps.standard
 from attacks.pgd import GAUSSIAN_START, AttackSpec, cross_entropy_per_image, frozen, perturb
 from engine.averaging import WeightAverage
@@ -204,7 +204,9 @@ def fat(name, monkeypatch):
     assert case.objective.step_noise == case.hyper("omega")
     for i in range(N):
         noises = iter(case.get("step_noise")[i]) if case.objective.step_noise else iter(())
-        monkeypatch.setattr(attacks.pgd, "normal", lambda like, generator, noises=noises: next(noises))
+        monkeypatch.setattr(
+            importlib.import_module("attacks.pgd"), "normal", lambda like, generator, noises=noises: next(noises)
+        )
         counted, moves = [], case.objective.__class__.moves
 
         def counting(adv_logits, y, wrong, counted=counted, moves=moves):

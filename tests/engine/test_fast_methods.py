@@ -86,7 +86,7 @@ def test_free_keeps_the_perturbation_of_each_position():
 def test_steps_with_an_attack_of_their_own_refuse_what_they_cannot(method):
     net, objective = new_tiny_net(4, 1), create_objective(method)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    with pytest.raises(UserError, match=f"--awp-gamma and --augment-view-weight are not for {method}"):
+    with pytest.raises(UserError, match=f"--augment-view-weight and --accumulate are not for {method}"):
         create_step(net, None, objective, optimizer, AttackSpec(0.1, 0.05, 1), awp_gamma=0.1)
     with pytest.raises(UserError, match="--norm l2 is not for"):
         create_step(net, None, objective, optimizer, AttackSpec(0.1, 0.05, 1, "l2"))
