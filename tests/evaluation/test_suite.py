@@ -176,7 +176,9 @@ def test_suites_own_checks_reach_the_user(models, recwarn):
     ):
         recwarn.clear()
         next(messages(model, short_suite("linf", 0.02, version)))
-        assert [warning in str(w.message) for w in recwarn if warning] == [True] * (warning is not None)
+        # Others' warnings, such as of files that an earlier test left to the garbage collector, may come in between.
+        ours = [str(w.message) for w in recwarn if not issubclass(w.category, ResourceWarning)]
+        assert len(ours) == (warning is not None) and all(warning in message for message in ours)
 
 
 def test_zero_gradients_are_warned_of(models):
