@@ -67,6 +67,8 @@ def command_line(config):
     """The arguments that make the configuration."""
     argv = []
     for name, value in config.as_dict().items():
+        if value is False:
+            continue
         argv.append(f"--{name.replace('_', '-')}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
     return argv
 
