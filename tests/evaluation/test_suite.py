@@ -167,7 +167,7 @@ def test_suites_own_checks_run_once_a_chunk(models, recwarn):
 def test_suites_own_checks_reach_the_user(models, recwarn):
     class Random(nn.Sequential):
         def forward(self, x):
-            return super().forward(x) + torch.randn(6, 10)
+            return super().forward(x) + torch.randn(len(x), 10)
 
     for model, version, warning in (
         (Random(models["robust"]), "dev", "randomized defense"),
