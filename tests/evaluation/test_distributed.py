@@ -30,7 +30,7 @@ FLAGS = (
     "--epsilon", "0.03", "--epsilons", "0",
 )  # fmt: skip
 # crc32 is the checksum of the whole file, times included
-MAY_DIFFER = {"seconds", "throughput", "processes", "command", "date", "hardware", "crc32"}
+MAY_DIFFER = {"seconds", "throughput", "processes", "command", "date", "hardware", "commit", "dirty", "crc32"}
 
 
 @pytest.fixture(scope="module")
