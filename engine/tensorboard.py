@@ -17,7 +17,7 @@ FINAL = ("student_clean", "student_robust", "average_clean", "average_robust")
 
 
 class Board:
-    """Writes ``LOG_DIR/MARK/tensorboard``; after a resume the curves go on in the same place.
+    """Writes ``LOG_DIR/MARK/tensorboard``; after a resume the curves continue in the same place.
 
     Raises:
         UserError: TensorBoard is not installed.
