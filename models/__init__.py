@@ -27,7 +27,9 @@ PUBLISHED_NAMES = {"WideResNet": "wrn", "ResNet-18": "resnet18", "PreActResNet-1
 
 def canonical_name(name: str) -> str:
     """``WideResNet-34-10`` and other architectures as RobustBench names them -> the names here; others unchanged."""
-    return PUBLISHED_NAMES.get(name) or re.sub(r"^WideResNet(?=-\d+-\d+$)", PUBLISHED_NAMES["WideResNet"], name)
+    return PUBLISHED_NAMES.get(name) or re.sub(
+        r"^WideResNet(?=-\d+-\d+(-swish)?$)", PUBLISHED_NAMES["WideResNet"], name
+    )
 
 
 def create_model(name: str, num_classes: int, normalize: str = "none") -> nn.Module:

@@ -17,6 +17,7 @@ from models.batchnorm_sets import SECOND
 from models.custom import is_custom, source_hashes
 from models.normalize import Normalization, parse_normalization, with_normalization
 from models.weights import check_fits, infer_architecture, is_state, load_file, load_strictly
+from models.wideresnet_swish import SwishWideResNet
 from utils.errors import UserError
 
 # In the order of preference: an average is what its recipe is judged by.
@@ -180,6 +181,8 @@ def load_network(
     inferred = next((n for _, n in (infer_architecture(choice.state) for choice in choices) if n), None)
     classes = inferred or num_classes or (_rows_of_last_matrix(weights.state) if is_custom(name) else None) or 10
     model, chosen = _create(lambda: create_model(name, classes), choices, path, meta=not is_custom(name))
+    if chosen.normalization is not None and isinstance(model, SwishWideResNet):
+        chosen = _without_own_normalization(chosen, model, path)
     chosen_text = str(chosen.normalization or "none")
     if normalize != "auto":
         asked = parse_normalization(normalize)
@@ -195,6 +198,17 @@ def load_network(
         chosen_text,
         chosen.notes or ("weights as named",),
     )
+
+
+def _without_own_normalization(weights: Weights, model: SwishWideResNet, path: str | Path) -> Weights:
+    """Raises: UserError: a Swish network normalises by itself, and the file's mean and std are others."""
+    held = weights.normalization
+    if not all(torch.equal(torch.tensor(getattr(held, n)), getattr(model, n).flatten()) for n in ("mean", "std")):
+        raise UserError(
+            f"{path} holds the normalisation {held}, and a Swish network normalises the images by "
+            "itself with another: remove its mean and std from the file if that is meant"
+        )
+    return replace(weights, normalization=None, notes=(*weights.notes, "which the network does by itself"))
 
 
 def _check_source(name: str, run: dict[str, Any], path: str | Path) -> None:

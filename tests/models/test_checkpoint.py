@@ -177,6 +177,20 @@ def test_published_preactresnet18_is_recognised_with_its_normalisation():
     assert (loaded.name, loaded.normalize) == ("preactresnet18", "0.5,0.25,0.125/0.25,0.5,0.125")
 
 
+def test_a_swish_network_with_its_mean_and_std_normalises_once():
+    torch.manual_seed(0)
+    net, x = create_model("WideResNet-10-1-swish", 10).eval(), torch.rand(2, 3, 16, 16)
+    torch.nn.init.normal_(net.logits.weight)
+    mean, std = net.mean.clone(), net.std.clone()
+    loaded = load_network({**net.state_dict(), "mean": mean, "std": std}, "hat.pt")
+    assert (loaded.name, loaded.normalize) == ("wrn-10-1-swish", "none")
+    assert loaded.notes[-1] == "which the network does by itself"
+    with torch.no_grad():
+        assert torch.equal(loaded.model.eval()(x), net(x)) and net(x).std() > 0
+    with pytest.raises(UserError, match="a Swish network normalises the images by itself with another"):
+        load_network({**net.state_dict(), "mean": mean, "std": std / 2}, "hat.pt")
+
+
 def test_code_runs_only_if_the_user_names_it(tmp_path):
     source, path = tmp_path / "my_net.py", tmp_path / "weights.pt"
     source.write_text(NET)

@@ -142,5 +142,6 @@ def test_impossible_normalisation(text):
 def test_names_of_robustbench():
     assert canonical_name("WideResNet-34-10") == "wrn-34-10"
     assert [canonical_name(f"{kind}ResNet-18") for kind in ("PreAct", "")] == ["preactresnet18", "resnet18"]
-    assert canonical_name("WideResNet-70-16-swish") == "WideResNet-70-16-swish"
+    assert canonical_name("WideResNet-70-16-swish") == "wrn-70-16-swish"
+    assert canonical_name("WideResNet-70-16-relu") == "WideResNet-70-16-relu"
     assert create_model("WideResNet-10-1", 10).state_dict().keys() == create_model("wrn-10-1", 10).state_dict().keys()
