@@ -8,7 +8,6 @@ and the verdict of every image), and writes study.md, study.json and plane.png.
 
 import argparse
 import json
-import re
 import shutil
 import statistics
 from collections import defaultdict
@@ -24,16 +23,26 @@ from utils.errors import UserError, run_program
 from utils.options import format_epsilon
 from utils.statistics import paired_difference
 
-FILES = ("config.json", "metrics.jsonl", "train.log", "autoattack.json", "autoattack.npz")
-NAMES = {"natural": "natural", "at": "AT", "trades6": "TRADES6", "lbgat0": "LBGAT0", "lbgat6": "LBGAT6", "ikl": "IKL"}
+TRAINING = ("config.json", "metrics.jsonl", "train.log", "pgd20.json")
+ATTACK = ("autoattack.json", "autoattack.npz")
+NAMES = {
+    "natural": "natural",
+    "at": "AT",
+    "trades6": "TRADES6",
+    "lbgat0": "LBGAT0",
+    "lbgat0large": "LBGAT0, larger guide",
+    "lbgat6": "LBGAT6",
+    "ikl": "IKL",
+}
 PAIRS = (("lbgat0", "trades6"), ("lbgat6", "trades6"))
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training with its evaluation; its folder is named METHOD-...-seedN.
+    """One training with one evaluation; the training's folder is named METHOD-...-seedN, and holds the evaluation's.
 
     Attributes:
+        pgd20: accuracy on the whole test set at the evaluation's epsilon in percent; None if it was not measured.
         clean, robust: (N,) bool, the verdict of every image.
         guide: accuracy of the guide after the last epoch in percent; None where the method has none.
     """
@@ -44,17 +53,21 @@ class Run:
     report: dict[str, Any]
     seconds: float
     guide: float | None
+    pgd20: float | None
     clean: np.ndarray
     robust: np.ndarray
 
 
-def read(folder: Path) -> Run:
-    config, report = (json.loads((folder / name).read_text()) for name in ("config.json", "autoattack.json"))
+def read(attack: Path) -> Run:
+    folder = attack.parent
+    config, report = (json.loads(path.read_text()) for path in (folder / "config.json", attack / "autoattack.json"))
     epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    with np.load(folder / "autoattack.npz") as images:
+    with np.load(attack / "autoattack.npz") as images:
         clean, robust = images["clean_prediction"] == images["label"], images["robust"]
     seconds, guide = sum(epoch["seconds"] for epoch in epochs), epochs[-1].get("guide_clean")
-    return Run(folder, re.split(r"-", folder.name)[0], config, report, seconds, guide, clean, robust)
+    measured = folder / "pgd20.json"
+    pgd20 = json.loads(measured.read_text())["pgd20"].get(f"{report['epsilon']:.6g}") if measured.exists() else None
+    return Run(folder, folder.name.split("-")[0], config, report, seconds, guide, pgd20, clean, robust)
 
 
 def grouped(runs: list[Run]) -> dict[float, dict[str, list[Run]]]:
@@ -88,6 +101,7 @@ def table(groups: dict[float, dict[str, list[Run]]]) -> str:
         for method in sorted(methods, key=list(NAMES).index):
             runs = methods[method]
             guides = [run.guide for run in runs if run.guide is not None]
+            pgd20 = [run.pgd20 for run in runs if run.pgd20 is not None]
             rows.append(
                 [
                     format_epsilon(epsilon),
@@ -95,11 +109,13 @@ def table(groups: dict[float, dict[str, list[Run]]]) -> str:
                     ", ".join(str(run.config["seed"]) for run in runs),
                     mean_and_deviation([run.report["clean_accuracy"] for run in runs]),
                     mean_and_deviation([run.report["robust_accuracy"] for run in runs]),
+                    mean_and_deviation(pgd20) if pgd20 else "",
                     mean_and_deviation(guides) if guides else "",
                     f"{statistics.mean(run.seconds for run in runs):.0f}",
                 ]
             )
-    head = ["epsilon", "method", "seeds", "clean", "AutoAttack", "guide, held out", "seconds of training"]
+    head = ["epsilon", "method", "seeds", "clean", "AutoAttack", "PGD-20, all test images"]
+    head += ["guide, held out", "seconds of training"]
     return markdown_table(head, rows)
 
 
@@ -155,14 +171,18 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="the study's log folder")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    folders = sorted(path.parent for path in args.folder.glob("*/autoattack.json"))
-    if not folders:
+    attacks = sorted(path.parent for path in args.folder.glob("*/*/autoattack.json"))
+    if not attacks:
         raise UserError(f"no finished evaluation in {args.folder}: run the study first")
-    for folder in folders:
-        (args.out / "runs" / folder.name).mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            shutil.copyfile(folder / name, args.out / "runs" / folder.name / name)
-    runs = [read(args.out / "runs" / folder.name) for folder in folders]
+    copies = [args.out / "runs" / attack.relative_to(args.folder) for attack in attacks]
+    for attack, copy in zip(attacks, copies, strict=True):
+        copy.mkdir(parents=True, exist_ok=True)
+        for name in ATTACK:
+            shutil.copyfile(attack / name, copy / name)
+        for name in TRAINING:
+            if (attack.parent / name).exists():
+                shutil.copyfile(attack.parent / name, copy.parent / name)
+    runs = [read(copy) for copy in copies]
     groups = grouped(runs)
     entries = differences(groups)
     first = runs[0]
@@ -173,7 +193,9 @@ def main() -> None:
     paired = "Paired differences in percentage points, with 95% bootstrap intervals over images and seeds:"
     text = f"{about}\n\n{table(groups)}\n\n{paired}\n\n{differences_table(entries)}\n"
     (args.out / "study.md").write_text(text)
-    (args.out / "study.json").write_text(json.dumps({"differences": entries, "runs": len(runs)}, indent=2) + "\n")
+    (args.out / "study.json").write_text(
+        json.dumps({"differences": entries, "evaluations": len(runs)}, indent=2) + "\n"
+    )
     draw(groups, args.out / "plane.png")
     print(text)
 

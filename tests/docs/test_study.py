@@ -5,8 +5,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
+from datasets import load_test
+from models import create_model
 from results import study
+from results.pgd20 import measure
 from utils.errors import UserError
 
 ROBUST = {"trades6": (8, 6), "lbgat0": (5, 7), "at": (4,)}  # of 10 images, for each seed
@@ -15,16 +19,19 @@ CLEAN = {"trades6": (8, 8), "lbgat0": (10, 9), "at": (9,)}
 
 def write_run(folder, method, seed, epochs=3):
     folder = folder / f"{method}-epsilon0.1-seed{seed}"
-    folder.mkdir(parents=True)
+    attack = folder / "epsilon0.1"
+    attack.mkdir(parents=True)
     robust, clean = (np.arange(10) < figures[method][seed - 1] for figures in (ROBUST, CLEAN))
     report = {"epsilon": 0.1, "n": 10, "version": "standard", "data_sha256": "a",
               "clean_accuracy": 100 * clean.mean(), "robust_accuracy": 100 * robust.mean()}  # fmt: skip
     lines = [{"seconds": 20.0, **({"guide_clean": 90.0 + seed} if method == "lbgat0" else {})}] * epochs
     (folder / "config.json").write_text(json.dumps({"epochs": epochs, "seed": seed, "student": "wrn-10-1"}))
-    (folder / "autoattack.json").write_text(json.dumps(report))
+    (attack / "autoattack.json").write_text(json.dumps(report))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "train.log").write_text("log\n")
-    np.savez(folder / "autoattack.npz", clean_prediction=np.where(clean, 1, 0), label=np.ones(10, int), robust=robust)
+    if method == "lbgat0":
+        (folder / "pgd20.json").write_text(json.dumps({"pgd20": {"0.1": 70 + 2.0 * seed}}))
+    np.savez(attack / "autoattack.npz", clean_prediction=np.where(clean, 1, 0), label=np.ones(10, int), robust=robust)
 
 
 def cells(text, start):
@@ -41,17 +48,18 @@ def test_tables_and_picture(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["study", str(tmp_path / "Logs"), "--out", str(out)])
     study.main()
     text = (out / "study.md").read_text()
-    assert cells(text, "|     0.1 | TRADES6") == ["0.1", "TRADES6", "1, 2", "80.0 ± 0.0", "70.0 ± 14.1", "", "60"]
+    assert cells(text, "|     0.1 | TRADES6") == ["0.1", "TRADES6", "1, 2", "80.0 ± 0.0", "70.0 ± 14.1", "", "", "60"]
     assert cells(text, "|     0.1 | LBGAT0  |") == [
         "0.1",
         "LBGAT0",
         "1, 2",
         "95.0 ± 7.1",
         "60.0 ± 14.1",
+        "73.0 ± 1.4",
         "91.5 ± 0.7",
         "60",
     ]
-    assert cells(text, "|     0.1 | AT") == ["0.1", "AT", "1", "90.0", "40.0", "", "60"]
+    assert cells(text, "|     0.1 | AT") == ["0.1", "AT", "1", "90.0", "40.0", "", "", "60"]
     assert "3 epochs; AutoAttack (standard) on 10 test images" in text and "IKL" not in text
     (entry,) = json.loads((out / "study.json").read_text())["differences"]
     assert entry["methods"] == ["LBGAT0", "TRADES6"]
@@ -65,4 +73,17 @@ def test_unequal_runs_are_refused(tmp_path):
     for method, epochs in (("at", 3), ("trades6", 4)):
         write_run(tmp_path, method, 1, epochs)
     with pytest.raises(UserError, match=r"the runs differ in epochs \(3, 4\)"):
-        study.grouped([study.read(folder) for folder in sorted(tmp_path.iterdir())])
+        study.grouped([study.read(folder / "epsilon0.1") for folder in sorted(tmp_path.iterdir())])
+
+
+def test_pgd20_on_the_whole_test_set(tmp_path):
+    torch.manual_seed(0)
+    model, path = create_model("wrn-10-1", 10).eval(), tmp_path / "last.pt"
+    config = {"student": "wrn-10-1", "dataset": "digits", "norm": "linf"}
+    torch.save({"config": config, "student": model.state_dict()}, path)
+    x, y = load_test("digits")
+    with torch.no_grad():
+        clean = 100 * (model(x).argmax(1) == y).double().mean().item()
+    figures = measure(path, [0.0, 0.1], "data", torch.device("cpu"))
+    assert figures["images"] == len(y) == 360 and figures["clean"] == figures["pgd20"]["0"] == pytest.approx(clean)
+    assert figures["pgd20"]["0.1"] < clean

@@ -1,0 +1,53 @@
+"""Accuracy of a checkpoint on the whole test set, clean and under PGD-20, as training measures it on fewer images.
+
+python -m results.pgd20 checkpoints/study/at-seed1/last.pt --epsilons 0.031,8/255 --out Logs/study/at-seed1/pgd20.json
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datasets import load_dataset
+from engine.validate import clean_accuracy, pgd_accuracy
+from models.accelerate import AcceleratedModel, choose_acceleration
+from models.checkpoint import load_network
+from models.weights import load_file
+from utils.device import choose_device
+from utils.errors import run_program
+from utils.options import parse_epsilon
+
+
+def measure(checkpoint: Path, epsilons: list[float], data_dir: str, device: torch.device) -> dict[str, object]:
+    """Clean and PGD-20 accuracy in percent on all test images of the run's data set."""
+    content = load_file(checkpoint)
+    config = content["config"]
+    data = load_dataset(config["dataset"], data_dir)
+    images = torch.from_numpy(np.ascontiguousarray(data.x_test.transpose(0, 3, 1, 2))).to(device)
+    labels = torch.from_numpy(data.y_test).long().to(device)
+    model = load_network(content, checkpoint).model.to(device)
+    network = AcceleratedModel(model, choose_acceleration(device, "off", 0))
+    return {
+        "images": len(images),
+        "clean": clean_accuracy(network, images, labels),
+        "pgd20": {f"{e:.6g}": pgd_accuracy(network, images, labels, e, config["norm"]) for e in epsilons},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--epsilons", required=True)
+    parser.add_argument("--data-dir", default="data")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    epsilons = [parse_epsilon(text) for text in args.epsilons.split(",")]
+    figures = measure(args.checkpoint, epsilons, args.data_dir, choose_device(args.device))
+    args.out.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    run_program(main)
