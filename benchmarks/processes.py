@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 
+import torch
 from torch.distributed import TCPStore
 
 from utils.distributed import ProcessGroup
@@ -17,6 +18,7 @@ def fork(main, output, rank=0, size=1, port=0):
     if pid := os.fork():
         return pid
     set_environment(rank, size, port)
+    torch.set_num_threads(1)  # OpenMP's threads of the parent do not exist here, and would be waited for
     code = 1
     try:
         sys.stdout = sys.stderr = open(output, "a", buffering=1)  # noqa: SIM115

@@ -5,6 +5,7 @@ import re
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from models.custom import check_outputs, create_custom, is_custom
 from models.normalize import parse_normalization, with_normalization
@@ -72,7 +73,24 @@ def _memory() -> int:
         return 1 << 62
 
 
+class _WithoutDrawing(TorchFunctionMode):
+    """Leaves out torch.nn.init: on the device "meta" there is nothing to draw, and trying to loads torch's compiler,
+    which takes a second and 100 MB."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return (kwargs or {}).get("tensor", args[0] if args else None)
+        return func(*args, **(kwargs or {}))
+
+
 def _build(name: str, num_classes: int) -> nn.Module:
+    if torch.get_default_device().type == "meta":
+        with _WithoutDrawing():
+            return _network(name, num_classes)
+    return _network(name, num_classes)
+
+
+def _network(name: str, num_classes: int) -> nn.Module:
     if name in RESNETS:
         return RESNETS[name](num_classes)
     if match := re.fullmatch(r"wrn-([0-9]+)-([0-9]+)(-swish)?", name):

@@ -29,8 +29,8 @@ def models():
         ("untrained", "l2", 0.6, 18),
         ("natural", "linf", 0.1, 18),
         ("natural", "l2", 3.0, 18),
-        ("robust", "linf", 0.1, 12),
-        ("robust", "l2", 0.6, 12),
+        ("robust", "linf", 0.1, 9),
+        ("robust", "l2", 0.6, 8),
     ],
 )
 def test_same_verdict_as_the_official_front_end(models, name, norm, epsilon, n):

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -164,3 +166,10 @@ def test_images_that_are_too_small_are_refused_before_training(name, batch, size
     with pytest.raises(UserError, match=f"{name} cannot be trained on batches of {batch} images of {size}x{size}"):
         check_images(name, 10, batch, size, size)
     check_images(name, 10, batch + 1, size + 8, size + 8)
+
+
+def test_a_network_without_memory_loads_no_compiler():
+    """In a process of its own: another test may have loaded it."""
+    code = "import sys, torch, models\nwith torch.device('meta'): models.create_model('wrn-10-1-swish', 10)\n"
+    code += "models.create_model('preactresnet18', 10)\nsys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
