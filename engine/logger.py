@@ -257,9 +257,10 @@ def epoch_line(m: dict[str, Any], epochs: int, seconds_left: float) -> str:
     average = ""
     if "average_clean" in m:
         average = f", average: clean {m['average_clean']:.2f}%, PGD-20 {m['average_robust']:.2f}%"
+    overfitting = f", PGD-5 on training images {m['train_robust']:.2f}%" if "train_robust" in m else ""
     peak = f" ({m['of_peak']:.0%} of the peak)" if "of_peak" in m else ""
     return (
         f"epoch {m['epoch']}/{epochs}  lr {m['lr']:g}  loss {m['loss']:.4f} ({terms})  "
-        f"{m['split']}: clean {m['student_clean']:.2f}%, PGD-20 {m['student_robust']:.2f}%{guide}{average}  "
-        f"{m['images_per_second']:.0f} images/s{peak}  left {timedelta(seconds=round(seconds_left))}"
+        f"{m['split']}: clean {m['student_clean']:.2f}%, PGD-20 {m['student_robust']:.2f}%{guide}{average}"
+        f"{overfitting}  {m['images_per_second']:.0f} images/s{peak}  left {timedelta(seconds=round(seconds_left))}"
     )

@@ -210,6 +210,7 @@ class Trainer:
                 on_batch=stop.check,
                 group=self.group,
             ),
+            **({"train_robust": 100 * self.progress.train_robust[-1]} if self.config.stop_overfitting else {}),
             "images_per_second": n / seconds,
             **({"of_peak": self.gflop * 1e9 * n / seconds / self.peak} if self.peak else {}),
             "seconds": seconds,

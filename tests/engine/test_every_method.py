@@ -111,7 +111,9 @@ def test_every_method_resumes_bit_for_bit_with_everything_on(tmp_path, monkeypat
     if method == "free":
         assert saved(tmp_path / "whole", "last.pt")["step"]["delta"].shape == (16, 3, 16, 16)
     if method.startswith("fgsm"):
-        assert len(saved(tmp_path / "whole", "last.pt")["train_robust"]) == 2
+        found = saved(tmp_path / "whole", "last.pt")["train_robust"]
+        assert [100 * value for value in found] == [json.loads(line)["train_robust"] for line in lines[0]]
+        assert len(found) == 2 and "PGD-5 on training images" in (tmp_path / "whole/run/train.log").read_text()
     if method in ("ikl", "gkl"):
         state = saved(tmp_path / "whole", "last.pt")["objective"]
         assert not state["prior_sums"].any() and not torch.equal(state["prior"], torch.full((10, 10), 0.1))
