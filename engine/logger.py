@@ -18,6 +18,7 @@ from engine.config import TrainConfig
 from engine.tensorboard import Board
 from engine.train_state import Checkpoints, Progress
 from models.accelerate import AcceleratedModel
+from utils.device import slow_precision
 from utils.errors import UserError, ensure_writable, flush_output
 from utils.files import add_checksum, read_metrics, write_atomically
 from utils.options import format_epsilon
@@ -95,6 +96,8 @@ class Logger:
         self.info(f"{config.run_name}: {describe_run(config, guided, images)}; {settings['hardware']}")
         if config.precision == "tf32" and "CPU" in settings["hardware"]:
             self.info("tf32 changes nothing on a CPU")
+        if "CPU" in settings["hardware"] and (sentence := slow_precision(config.precision, torch.device("cpu"))):
+            self.info(f"warning: {sentence}")
         late = [epoch for epoch in config.decay_epochs if epoch > config.epochs]
         if config.schedule == "multistep" and late:
             self.info(

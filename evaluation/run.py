@@ -2,6 +2,7 @@
 
 import importlib.util
 import shlex
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -29,7 +30,7 @@ from evaluation.robustbench import check_destinations, export_robustbench
 from evaluation.target import check_network, load_data, load_network, run_name, warn_of_other_training
 from report.compare import compare
 from report.page import result_line, result_table, write_pages
-from utils.device import choose_device, describe
+from utils.device import choose_device, describe, slow_precision
 from utils.distributed import ProcessGroup
 from utils.errors import UserError, ensure_writable
 from utils.files import lock_folder, write_atomically
@@ -122,6 +123,8 @@ class Evaluation:
         LOGGER.info(f"{self.command} on {describe(self.suite.device)}")
         LOGGER.info(f"network: {self.chosen}")
         LOGGER.info("each attack gets only images that are still correct; the suite logs accuracies of those images")
+        if sentence := slow_precision(self.config.precision, torch.device(self.suite.device)):
+            print(f"notice: {sentence}", file=sys.stderr)
         if results.progress.any():
             LOGGER.info(f"resuming: {results.progress.sum()} of {results.seconds.size} steps are finished")
         save = partial(results.save, state_path(self.folder, self.group.rank), self.state_fingerprint)
