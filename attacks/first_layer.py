@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from attacks.pgd import AttackSpec
+from attacks.pgd import AttackSpec, clip
 
 
 def first_layer_steps(
@@ -25,7 +25,7 @@ def first_layer_steps(
     for _ in range(spec.num_steps):
         eta = eta.detach().requires_grad_()
         with torch.enable_grad():
-            value = (layer((x + eta).clamp(0, 1)) * slope).sum()
+            value = (layer(clip(x + eta)) * slope).sum()
         (gradient,) = torch.autograd.grad(value, eta)
         with torch.no_grad():
             eta = (eta + spec.step_size * gradient.sign()).clamp(-spec.epsilon, spec.epsilon)

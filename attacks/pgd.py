@@ -77,6 +77,15 @@ def _per_image(value: float | Tensor) -> float | Tensor:
     return value.view(-1, 1, 1, 1) if isinstance(value, Tensor) else value
 
 
+def clip(x: Tensor) -> Tensor:
+    """x clamped to [0, 1] for autograd: the gradient is that of x inside, and 0 at 0, at 1 and beyond.
+
+    That of ``Tensor.clamp`` at its bounds depends on PyTorch's version: 1 up to 2.4 at least, now 0. Images have many
+    pixels that are exactly 0 or 1.
+    """
+    return torch.where((x > 0) & (x < 1), x, x.detach().clamp(0, 1))
+
+
 def _l2_norm(v: Tensor) -> Tensor:
     return v.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attacks.pgd import clip
 from engine.steps.standard import StandardStep, refuse_beyond_linf, set_rates
 
 
@@ -44,7 +45,7 @@ class FreeStep(StandardStep):
             set_rates(self.optimizer, rates)
             self.optimizer.zero_grad(set_to_none=True)
             delta.requires_grad_()
-            x_adv = (x + delta).clamp(0, 1) if self.objective.clip_image else x + delta
+            x_adv = clip(x + delta) if self.objective.clip_image else x + delta
             terms = self.objective.outer({"adv": self.group.whole(self.student.train_logits(x_adv), n)}, y)
             loss = sum(terms.values())
             loss.backward()

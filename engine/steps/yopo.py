@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.first_layer import first_layer_steps
-from attacks.pgd import frozen, uniform
+from attacks.pgd import clip, frozen, uniform
 from engine.steps.standard import StandardStep, refuse_beyond_linf
 from utils.errors import UserError
 
@@ -90,7 +90,7 @@ class YOPOStep(StandardStep):
             if self.objective.wide and first_batch and j == 0:
                 self.layer.weight.grad = None
             eta = first_layer_steps(self.layer, x, eta, slope, self.attack)
-            (self.layer((x + eta).clamp(0, 1)) * slope).sum().backward()
+            (self.layer(clip(x + eta)) * slope).sum().backward()
             self.etas.append(eta)
             self.losses.append(loss.detach())
         self.x_adv = [x + eta]

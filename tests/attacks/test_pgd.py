@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from attacks.pgd import GAUSSIAN_START, AttackSpec, frozen, perturb, pgd20, pgd_step, starting_point
+from attacks.pgd import GAUSSIAN_START, AttackSpec, clip, frozen, perturb, pgd20, pgd_step, starting_point
 from losses import create_objective
 from tests.helpers import tiny_net
 
@@ -286,3 +286,11 @@ def test_pgd_20_crosses_the_ball():
     assert pgd20(0.11).step_size == pytest.approx(0.01)
     assert pgd20(0.5, "l2").step_size == pytest.approx(0.05)
     assert {pgd20(e, norm).num_steps for e in (0.031, 0.5) for norm in ("linf", "l2")} == {20}
+
+
+def test_clip_has_no_gradient_at_the_bounds_whatever_the_version():
+    x = torch.tensor([-0.5, 0.0, 1e-9, 0.5, 1.0, 1.5], dtype=torch.float64, requires_grad=True)
+    clipped = clip(x)
+    assert torch.equal(clipped, x.clamp(0, 1))
+    clipped.sum().backward()
+    assert x.grad.tolist() == [0, 0, 1, 1, 0, 0]
