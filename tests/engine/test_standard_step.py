@@ -175,6 +175,7 @@ def steps(acceleration, method="lbgat", device="cpu", dtype=torch.float64):
         if i == 4:
             step.set_epoch(AttackSpec(epsilon=0.02, step_size=0.004, num_steps=10), 0.0)
         x, y, start = (tensor.to(device) for tensor in batch(n, dtype))
+        x, start = x[..., ::2, ::2], start[..., ::2, ::2]
         terms = run_step(step, [x, x.flip(3)], y, [start, start.flip(3)])
         assert len(step.x_adv) == (0 if method == "natural" else 2)
         losses.append({name: term.item() for name, term in terms.items()})
