@@ -114,7 +114,8 @@ def draw_perturbations(
         axes.set(title=name, xticks=[], yticks=[])
         if name in networks:
             with torch.no_grad():
-                axes.set_xlabel(f"becomes class {networks[name](attacked[name][index : index + 1]).argmax().item()}")
+                before, after = networks[name](torch.stack([x[index], attacked[name][index]])).argmax(1).tolist()
+            axes.set_xlabel(f"class {before}" + (f" becomes {after}" if after != before else " stays"))
     figure.savefig(file, dpi=130)
 
 
