@@ -80,7 +80,7 @@ def _per_image(value: float | Tensor) -> float | Tensor:
 def clip(x: Tensor) -> Tensor:
     """x clamped to [0, 1] for autograd: the gradient is that of x inside, and 0 at 0, at 1 and beyond.
 
-    That of ``Tensor.clamp`` at its bounds depends on PyTorch's version: 1 up to 2.4 at least, now 0. Images have many
+    That of ``Tensor.clamp`` at its bounds depends on PyTorch's version: 1 in 2.4, 0 in 2.14. Images have many
     pixels that are exactly 0 or 1.
     """
     return torch.where((x > 0) & (x < 1), x, x.detach().clamp(0, 1))

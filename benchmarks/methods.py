@@ -11,7 +11,6 @@ import argparse
 import json
 import statistics
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from engine.validate import evaluate
 from report.tables import markdown_table
 from utils.device import choose_device, describe
 from utils.errors import UserError, run_program
-from utils.provenance import PROVENANCE
+from utils.provenance import PROVENANCE, command
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = {
@@ -154,7 +153,7 @@ def main() -> None:
         at = at or (row if recipe == "at" else train("at", args))
         rows[recipe] = {**row, "untrained": untrained(row), "cost": cost(row, at)}
     hardware = describe(choose_device(args.device))
-    figures = {"hardware": hardware, "command": sys.argv, "limit_train": args.limit_train, "rows": rows}
+    figures = {"hardware": hardware, "command": command(), "limit_train": args.limit_train, "rows": rows}
     (args.out / "methods.json").write_text(json.dumps(figures, indent=2) + "\n")
     text = (
         f"wrn-10-1 (guide wrn-10-1), one epoch of the first {args.limit_train:,} images of CIFAR-100, {hardware}; "

@@ -123,7 +123,7 @@ class Evaluation:
         LOGGER.info(f"{self.command} on {describe(self.suite.device)}")
         LOGGER.info(f"network: {self.chosen}")
         LOGGER.info("each attack gets only images that are still correct; the suite logs accuracies of those images")
-        if sentence := slow_precision(self.config.precision, torch.device(self.suite.device)):
+        if self.group.is_main and (sentence := slow_precision(self.config.precision, torch.device(self.suite.device))):
             print(f"notice: {sentence}", file=sys.stderr)
         if results.progress.any():
             LOGGER.info(f"resuming: {results.progress.sum()} of {results.seconds.size} steps are finished")

@@ -186,6 +186,8 @@ def load_network(
     chosen_text = str(chosen.normalization or "none")
     if normalize != "auto":
         asked = parse_normalization(normalize)
+        if asked is not None and isinstance(model, SwishWideResNet):
+            raise UserError(f"{name} normalises the images by itself: leave out --normalize")
         if chosen.normalization is not None and asked != chosen.normalization:
             raise UserError(f"{path} holds its own normalisation {chosen_text}: leave out --normalize")
         if chosen.normalization is None and asked is not None:
@@ -203,7 +205,8 @@ def load_network(
 def _without_own_normalization(weights: Weights, model: SwishWideResNet, path: str | Path) -> Weights:
     """Raises: UserError: a Swish network normalises by itself, and the file's mean and std are others."""
     held = weights.normalization
-    if not all(torch.equal(torch.tensor(getattr(held, n)), getattr(model, n).flatten()) for n in ("mean", "std")):
+    own = {n: getattr(model, n).flatten() for n in ("mean", "std")}
+    if not all(torch.allclose(torch.tensor(getattr(held, n)), own[n], rtol=0, atol=1e-3) for n in own):
         raise UserError(
             f"{path} holds the normalisation {held}, and a Swish network normalises the images by "
             "itself with another: remove its mean and std from the file if that is meant"

@@ -82,7 +82,7 @@ def draw_boundaries(
 ) -> None:
     """The class at every point of the plane through two images and each network's adversarial example of the first."""
     figure = Figure(figsize=(3.1 * len(networks), 3.3), layout="constrained")
-    first, second = pair
+    (first, second), colors = pair, {}
     for axes, (name, model) in zip(figure.subplots(1, len(networks), squeeze=False)[0], networks.items(), strict=True):
         adversarial = attacked[name][first]
         u, v = plane(x[first], x[second], adversarial)
@@ -91,9 +91,10 @@ def draw_boundaries(
         vertical = torch.linspace(-0.8, 0.8, 121) * distance
         classes = classes_on_plane(model, x[first], u, v, horizontal, vertical)
         extent = (*horizontal[[0, -1]].tolist(), *vertical[[0, -1]].tolist())
-        axes.imshow(
-            classes.numpy(), origin="lower", extent=extent, cmap="tab10", vmin=0, vmax=9, alpha=0.6, aspect="equal"
-        )
+        for label in classes.unique().tolist():
+            colors.setdefault(label, len(colors) % 20)  # the same in all panels
+        painted = classes.clone().apply_(colors.get).numpy()
+        axes.imshow(painted, origin="lower", extent=extent, cmap="tab20", vmin=0, vmax=19, alpha=0.6)
         for a, b, marker, label in ((0, 0, "o", "image"), (distance, 0, "s", "another"), (across, up, "X", "attacked")):
             axes.plot(float(a), float(b), marker, color="black", markersize=6, label=label)
         axes.set(title=name, xlabel="to another image (l2)", ylabel="adversarial direction (l2)")
@@ -153,12 +154,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", default="0,1", help="the two test images that are drawn (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("Logs/figures"), help="folder (default: %(default)s)")
     arguments = parser.parse_args(argv)
-    epsilon, networks = parse_epsilon(arguments.epsilon), dict(map(load_named, arguments.networks))
+    epsilon, named = parse_epsilon(arguments.epsilon), [load_named(text) for text in arguments.networks]
+    networks = dict(named)
+    if len(networks) < len(named):
+        raise UserError("two networks have one name: write another before =")
     x, y = load_test(arguments.dataset, arguments.n_examples, arguments.data_dir)
     try:
-        first, second = (range(len(x))[int(word)] for word in arguments.images.split(","))
-    except (ValueError, IndexError) as error:
-        raise UserError(f"--images {arguments.images}: two numbers below {len(x)}, such as 0,1") from error
+        first, second = map(int, arguments.images.split(","))
+        if first == second or not {first, second} <= set(range(len(x))):
+            raise ValueError
+    except ValueError as error:
+        raise UserError(f"--images {arguments.images}: write two numbers below {len(x)}, such as 0,1") from error
     attacked = {name: pgd(model, x, y, epsilon) for name, model in networks.items()}
     arguments.out.mkdir(parents=True, exist_ok=True)
     draw_margins(networks, attacked, x, y, arguments.out / "margins.png")

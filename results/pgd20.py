@@ -17,6 +17,7 @@ from models.checkpoint import load_network
 from models.weights import load_file
 from utils.device import choose_device
 from utils.errors import run_program
+from utils.files import write_atomically
 from utils.options import parse_epsilon
 
 
@@ -46,7 +47,7 @@ def main() -> None:
     args = parser.parse_args()
     epsilons = [parse_epsilon(text) for text in args.epsilons.split(",")]
     figures = measure(args.checkpoint, epsilons, args.data_dir, choose_device(args.device))
-    args.out.write_text(json.dumps(figures, indent=2) + "\n")
+    write_atomically(args.out, lambda file: file.write((json.dumps(figures, indent=2) + "\n").encode()))
 
 
 if __name__ == "__main__":

@@ -62,6 +62,8 @@ def read(attack: Path) -> Run:
     folder = attack.parent
     config, report = (json.loads(path.read_text()) for path in (folder / "config.json", attack / "autoattack.json"))
     epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    if len(epochs) != config["epochs"]:
+        raise UserError(f"{folder} has {len(epochs)} of {config['epochs']} epochs: run the study again, which goes on")
     with np.load(attack / "autoattack.npz") as images:
         clean, robust = images["clean_prediction"] == images["label"], images["robust"]
     seconds, guide = sum(epoch["seconds"] for epoch in epochs), epochs[-1].get("guide_clean")
@@ -74,10 +76,12 @@ def grouped(runs: list[Run]) -> dict[float, dict[str, list[Run]]]:
     """The runs of each method at each epsilon.
 
     Raises:
-        UserError: they were not trained for as many epochs, or not attacked on the same images.
+        UserError: they are not of equal trainings, or not attacked on the same images.
     """
     for what, values in {
         "epochs": {run.config["epochs"] for run in runs},
+        "data set": {run.config["dataset"] for run in runs},
+        "student": {run.config["student"] for run in runs},
         "images attacked": {run.report["data_sha256"] for run in runs},
         "attacks": {run.report["version"] for run in runs},
     }.items():
@@ -116,24 +120,26 @@ def table(groups: dict[float, dict[str, list[Run]]]) -> str:
             )
     head = ["epsilon", "method", "seeds", "clean", "AutoAttack", "PGD-20, all test images"]
     head += ["guide, held out", "seconds of training"]
-    return markdown_table(head, rows)
+    used = [i for i in range(len(head)) if any(row[i] for row in rows)]
+    return markdown_table([head[i] for i in used], [[row[i] for i in used] for row in rows])
 
 
 def differences(groups: dict[float, dict[str, list[Run]]]) -> list[dict[str, Any]]:
-    """Paired differences of each pair of methods at each epsilon, in percentage points: [mean, low, high]."""
-    return [
-        {
-            "epsilon": epsilon,
-            "methods": [NAMES[method] for method in pair],
-            **{
-                what: paired_difference(*(np.stack([getattr(run, what) for run in methods[m]]) for m in pair))
-                for what in ("clean", "robust")
-            },
-        }
-        for epsilon, methods in sorted(groups.items())
-        for pair in PAIRS
-        if all(method in methods for method in pair)
-    ]
+    """Paired differences of each pair of methods at each epsilon, over the seeds that both have, in percentage points:
+    [mean, low, high]."""
+    found = []
+    for epsilon, methods in sorted(groups.items()):
+        for pair in PAIRS:
+            runs = [{run.config["seed"]: run for run in methods.get(method, [])} for method in pair]
+            seeds = sorted(runs[0].keys() & runs[1].keys())
+            if seeds:
+                verdicts = {
+                    what: [np.stack([getattr(of[seed], what) for seed in seeds]) for of in runs]
+                    for what in ("clean", "robust")
+                }
+                entry = {what: paired_difference(*both) for what, both in verdicts.items()}
+                found.append({"epsilon": epsilon, "methods": [NAMES[m] for m in pair], "seeds": seeds, **entry})
+    return found
 
 
 def differences_table(entries: list[dict[str, Any]]) -> str:
@@ -142,9 +148,16 @@ def differences_table(entries: list[dict[str, Any]]) -> str:
         return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
     rows = [
-        [format_epsilon(e["epsilon"]), " − ".join(e["methods"]), cell(e["clean"]), cell(e["robust"])] for e in entries
+        [
+            format_epsilon(e["epsilon"]),
+            " − ".join(e["methods"]),
+            ", ".join(map(str, e["seeds"])),
+            cell(e["clean"]),
+            cell(e["robust"]),
+        ]
+        for e in entries
     ]
-    return markdown_table(["epsilon", "difference", "clean", "AutoAttack"], rows)
+    return markdown_table(["epsilon", "difference", "seeds", "clean", "AutoAttack"], rows)
 
 
 def draw(groups: dict[float, dict[str, list[Run]]], path: Path) -> None:
@@ -186,12 +199,13 @@ def main() -> None:
     groups = grouped(runs)
     entries = differences(groups)
     first = runs[0]
+    trained = f"{first.config['dataset']}, {first.config['student']}, {first.config['epochs']} epochs"
     about = (
-        f"{first.config['student']}, {first.config['epochs']} epochs; AutoAttack ({first.report['version']}) on "
+        f"{trained}; AutoAttack ({first.report['version']}) on "
         f"{first.report['n']} test images, the last epoch's weights; mean ± standard deviation over seeds, percent."
     )
     paired = "Paired differences in percentage points, with 95% bootstrap intervals over images and seeds:"
-    text = f"{about}\n\n{table(groups)}\n\n{paired}\n\n{differences_table(entries)}\n"
+    text = f"{about}\n\n{table(groups)}\n" + (f"\n{paired}\n\n{differences_table(entries)}\n" if entries else "")
     (args.out / "study.md").write_text(text)
     (args.out / "study.json").write_text(
         json.dumps({"differences": entries, "evaluations": len(runs)}, indent=2) + "\n"

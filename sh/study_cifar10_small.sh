@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Natural training, AT, TRADES6, LBGAT0 and LBGAT6 on CIFAR-10 with a small student: equal images and epochs, two seeds, a
 # guide of the student's size and, once, a larger one. The last epoch is measured: PGD-20 on all test images, standard
-# AutoAttack on 500, at 0.031 and 8/255; 1,000 training images are held out and only watched. A rerun resumes. It needs
-# data/cifar10.npz (docs/data.md) and, on two cores at 80 images/s a thread, about eight hours.
+# AutoAttack on 500, at 0.031 and 8/255; 1,000 training images are held out and only watched. A rerun resumes. On two cores
+# at 80 images/s a thread it takes about eight hours.
 
 . "$(dirname "${BASH_SOURCE[0]}")/_study.sh" study-cifar10-small 8 500
 

@@ -41,6 +41,13 @@ def commit() -> dict[str, Any]:
         return {"commit": None, "dirty": None}
 
 
+def command() -> list[str]:
+    """The command line, a program of this repository by its path within it."""
+    root, program = Path(__file__).resolve().parent.parent, Path(sys.argv[0])
+    inside = program.is_absolute() and program.is_relative_to(root)
+    return [program.relative_to(root).as_posix() if inside else sys.argv[0], *sys.argv[1:]]
+
+
 def provenance(device: torch.device, processes: int = 1) -> dict[str, Any]:
     """What config.json holds beside the settings; the hardware and threads are those of each process."""
     return {
@@ -49,5 +56,5 @@ def provenance(device: torch.device, processes: int = 1) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": versions(),
         **commit(),
-        "command": sys.argv,
+        "command": command(),
     }

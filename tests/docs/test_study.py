@@ -25,7 +25,9 @@ def write_run(folder, method, seed, epochs=3):
     report = {"epsilon": 0.1, "n": 10, "version": "standard", "data_sha256": "a",
               "clean_accuracy": 100 * clean.mean(), "robust_accuracy": 100 * robust.mean()}  # fmt: skip
     lines = [{"seconds": 20.0, **({"guide_clean": 90.0 + seed} if method == "lbgat0" else {})}] * epochs
-    (folder / "config.json").write_text(json.dumps({"epochs": epochs, "seed": seed, "student": "wrn-10-1"}))
+    (folder / "config.json").write_text(
+        json.dumps({"epochs": epochs, "seed": seed, "student": "wrn-10-1", "dataset": "digits"})
+    )
     (attack / "autoattack.json").write_text(json.dumps(report))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "train.log").write_text("log\n")
@@ -60,9 +62,10 @@ def test_tables_and_picture(tmp_path, monkeypatch):
         "60",
     ]
     assert cells(text, "|     0.1 | AT") == ["0.1", "AT", "1", "90.0", "40.0", "", "", "60"]
-    assert "3 epochs; AutoAttack (standard) on 10 test images" in text and "IKL" not in text
+    assert "digits, wrn-10-1, 3 epochs; AutoAttack (standard) on 10 test images" in text and "IKL" not in text
     (entry,) = json.loads((out / "study.json").read_text())["differences"]
     assert entry["methods"] == ["LBGAT0", "TRADES6"]
+    assert entry["seeds"] == [1, 2]
     assert (entry["clean"][0], entry["robust"][0]) == pytest.approx((15, -10))
     assert entry["robust"][1] < -10 < entry["robust"][2]
     assert (out / "plane.png").read_bytes().startswith(b"\x89PNG")
@@ -87,3 +90,16 @@ def test_pgd20_on_the_whole_test_set(tmp_path):
     figures = measure(path, [0.0, 0.1], "data", torch.device("cpu"))
     assert figures["images"] == len(y) == 360 and figures["clean"] == figures["pgd20"]["0"] == pytest.approx(clean)
     assert figures["pgd20"]["0.1"] < clean
+
+
+def test_an_unfinished_training_is_refused_and_unpaired_seeds_are_left_out(tmp_path):
+    write_run(tmp_path, "trades6", 1)
+    write_run(tmp_path, "lbgat0", 2)
+    groups = study.grouped([study.read(folder / "epsilon0.1") for folder in sorted(tmp_path.iterdir())])
+    assert study.differences(groups) == []
+    assert "PGD-20" in study.table(groups) and "guide" in study.table(groups)
+    del groups[0.1]["lbgat0"]
+    assert "PGD-20" not in study.table(groups) and "guide" not in study.table(groups)
+    (tmp_path / "trades6-epsilon0.1-seed1" / "metrics.jsonl").write_text('{"seconds": 20.0}\n')
+    with pytest.raises(UserError, match="has 1 of 3 epochs: run the study again"):
+        study.read(tmp_path / "trades6-epsilon0.1-seed1" / "epsilon0.1")

@@ -60,6 +60,9 @@ def test_one_command_draws_three_pictures(tmp_path, capsys):
         (["a.pt"], "write NAME=CHECKPOINT"),
         ([f"a={SHIPPED}:guide"], "holds no guide"),
         ([f"a={SHIPPED}", "--images", "0,400"], "two numbers below 360"),
+        ([f"a={SHIPPED}", "--images", "1,1"], "two numbers below 360"),
+        ([f"a={SHIPPED}", "--images=-1,0"], "two numbers below 360"),
+        ([f"a={SHIPPED}", f"a={SHIPPED}"], "two networks have one name"),
     ],
 )
 def test_wrong_words_get_a_sentence(words, sentence):

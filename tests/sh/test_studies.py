@@ -11,19 +11,26 @@ from engine.command_line import parse_train
 from tests.helpers import ROOT
 
 STUB = r"""#!/usr/bin/env bash
-# Writes what a training (two epochs unless "short" exists) and an attack leave behind, and logs its arguments.
+# Writes what a training and an attack leave behind, and logs its arguments. It fails at what the file "fail" names, and
+# training stops early if "short" exists.
 case $* in sh/check_requirements.py* | -c*) exit 0 ;; esac
 printf '%q ' "$@" >>calls && echo >>calls
+if [ -e fail ] && [[ "$*" == *$(cat fail)* ]]; then
+    echo "error: no space left" >&2
+    exit "$(cat status 2>/dev/null || echo 1)"
+fi
 value() { while [ $# -gt 1 ]; do [ "$1" != "$flag" ] || echo "$2"; shift; done; }
 flag=--log-dir; folder=$(value "$@")
 flag=--mark; folder=$folder/$(value "$@")
-case $1 in
-    train_lbgat.py)
+case $* in
+    train_lbgat.py*)
         mkdir -p "$folder"
-        echo trained >"$folder/train.log"
-        flag=--epochs; yes '{}' | head -n "$([ -e short ] && echo 1 || value "$@")" >"$folder/metrics.jsonl" ;;
-    eval_autoattack.py)
-        mkdir -p "$folder" && echo '{}' >"$folder/autoattack.json" && echo attacked ;;
+        echo "epoch 1" >"$folder/train.log"
+        [ -e short ] || echo "finished: last.pt" >>"$folder/train.log"
+        flag=--checkpoint-dir; last=$(value "$@"); flag=--mark; last=$last/$(value "$@")/last.pt
+        [ -e "$last" ] || { mkdir -p "${last%/*}" && touch "$last"; } ;;
+    *results.pgd20*) flag=--out; echo '{}' >"$(value "$@")" ;;
+    eval_autoattack.py*) mkdir -p "$folder" && echo '{}' >"$folder/autoattack.json" && echo attacked ;;
 esac
 """
 
@@ -34,14 +41,14 @@ def study(tmp_path):
     (tmp_path / "python").write_text(STUB)
     (tmp_path / "python").chmod(0o755)
 
-    def run(*words, **variables):
+    def run(*words, status=0, **variables):
         environment = {**os.environ, "PYTHON": str(tmp_path / "python"), "PROCESSES": "1", **variables}
         done = subprocess.run(["bash", *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == status, done.stderr
         calls = tmp_path / "calls"
         lines = [shlex.split(line) for line in calls.read_text().splitlines()] if calls.exists() else []
         calls.unlink(missing_ok=True)
-        return done.stdout, lines
+        return done.stdout + done.stderr, lines
 
     return run
 
@@ -72,7 +79,7 @@ def test_every_method_has_the_same_budget(study, script, seeds, epsilons, number
         common = {name: value for name, value in settings(equal[0]).items() if name in settings(equal[1])}
         for config in equal:
             assert {name: settings(config)[name] for name in common} == common and config.val_size > 0
-    attacks = [call for call in calls if call[0] == "eval_autoattack.py"]
+    attacks = of(calls, "eval_autoattack.py")
     assert len(attacks) == number * (2 if "cifar10" in script else 1)
     for call in attacks:
         flags = dict(zip(call[1::2], call[2::2], strict=True))
@@ -82,36 +89,81 @@ def test_every_method_has_the_same_budget(study, script, seeds, epsilons, number
     assert calls[-1][:2] == ["-m", "results.study"]
 
 
+def of(calls, program):
+    return [call for call in calls if program in call[:2]]
+
+
 def test_a_study_resumes_where_it_stopped(study, tmp_path):
     study("sh/study_digits.sh", SEEDS="1")
     _, calls = study("sh/study_digits.sh", SEEDS="1")
-    assert not [call for call in calls if call[0] == "eval_autoattack.py"]
-    (tmp_path / "Logs/study-digits/at-epsilon0.2-seed1/epsilon0.2/autoattack.json").unlink()
+    assert not of(calls, "eval_autoattack.py") and not of(calls, "results.pgd20")
+    folder = tmp_path / "Logs/study-digits/at-epsilon0.2-seed1"
+    (folder / "epsilon0.2/autoattack.json").unlink()
+    (folder / "pgd20.json").unlink()
     _, calls = study("sh/study_digits.sh", SEEDS="1")
-    assert [call[-1] for call in calls if call[0] == "eval_autoattack.py"] == ["epsilon0.2"]
+    assert [call[-1] for call in of(calls, "eval_autoattack.py")] == ["epsilon0.2"]
+    assert [call[-1] for call in of(calls, "results.pgd20")] == ["Logs/study-digits/at-epsilon0.2-seed1/pgd20.json"]
+    (tmp_path / "checkpoints/study-digits/at-epsilon0.1-seed1/last.pt").touch()  # trained on
+    _, calls = study("sh/study_digits.sh", SEEDS="1")
+    assert len(of(calls, "eval_autoattack.py")) == len(of(calls, "results.pgd20")) == 1
+
+
+@pytest.mark.parametrize(("what", "name"), [
+    ("train_lbgat.py", "training of"), ("results.pgd20", "PGD-20 on"), ("eval_autoattack.py", "AutoAttack on"),
+])  # fmt: skip
+def test_what_fails_ends_a_study_with_its_reason(study, tmp_path, what, name):
+    (tmp_path / "fail").write_text(what)
+    output, calls = study("sh/study_digits.sh", status=124, SEEDS="1")  # xargs: a command ended with 255
+    assert f"error: {name} natural-epsilon0.1-seed1 failed: error: no space left" in output
+    assert not of(calls, "results.study") and len(of(calls, "train_lbgat.py")) == 1
 
 
 def test_the_gpu_study_ends_in_time_and_goes_on(study, tmp_path):
-    output, calls = study("sh/study_gpu.sh", "1")
-    assert "next: cuda-tests" in output and not calls
     (tmp_path / "short").touch()  # the time ends within the first training
     output, calls = study("sh/study_gpu.sh", "10")
-    assert "next: training of study-gpu-resnet18/lbgat0-seed1" in output
-    assert list(trained(calls)) == ["lbgat0-seed1"]
+    assert "next: training of study-gpu-resnet18/lbgat0-seed1; run the same command again" in output
+    assert list(trained(calls)) == ["lbgat0-seed1"] and not of(calls, "eval_autoattack.py")
     (tmp_path / "short").unlink()
+    (tmp_path / "fail").write_text("eval_autoattack.py --checkpoint checkpoints/study-gpu-resnet18/at-")
+    (tmp_path / "status").write_text("124")  # within an attack, as timeout says it
     output, calls = study("sh/study_gpu.sh", "10")
+    assert "next: AutoAttack on study-gpu-resnet18/at-seed1; run the same command again" in output
+    assert calls[-1][:2] == ["-m", "results.study"]  # the tables of what is there
+    (tmp_path / "fail").unlink()
+    output, later = study("sh/study_gpu.sh", "10")
     assert "finished: every piece" in output
+    calls += later
     order = [(call[0], call[call.index("--log-dir") + 1]) for call in calls if "--log-dir" in call]
     first = order.index(("eval_autoattack.py", "Logs/study-gpu-resnet18/lbgat0-seed1"))
     assert order[:first] == [("train_lbgat.py", "Logs/study-gpu-resnet18")] * 4  # all trained before one is attacked
-    images = [call[call.index("--n-examples") + 1] for call in calls if call[0] == "eval_autoattack.py"]
-    assert images == ["1000"] * 4 + ["500"] * 2 + ["1000"] * 4
-    configs = [parse_train(call[1:]) for call in calls if call[0] == "train_lbgat.py"]
+    images = [call[call.index("--n-examples") + 1] for call in of(calls, "eval_autoattack.py")]
+    assert images == ["1000"] * 5 + ["500"] * 2 + ["1000"] * 4
+    configs = [parse_train(call[1:]) for call in of(calls, "train_lbgat.py")]
     assert {c.student for c in configs} == {"resnet18", "wrn-34-10"} and {c.precision for c in configs} == {"bf16"}
     assert {c.dataset for c in configs} == {"cifar100", "cifar10"} and {c.epochs for c in configs} == {30}
 
 
-@pytest.mark.parametrize("minutes", [[], ["0"], ["half"]])
+@pytest.mark.parametrize(("what", "name"), [
+    ("train_lbgat.py", "training of"), ("results.pgd20", "PGD-20 on"), ("eval_autoattack.py", "AutoAttack on"),
+])  # fmt: skip
+def test_what_fails_ends_the_gpu_study(study, tmp_path, what, name):
+    (tmp_path / "fail").write_text(what)
+    output, _ = study("sh/study_gpu.sh", "010", status=1)
+    assert f"next: {name} study-gpu-resnet18/lbgat0-seed1, which failed: error: no space left; run" in output
+
+
+def test_a_benchmark_that_fails_is_tried_again_and_ends_nothing(study, tmp_path):
+    (tmp_path / "fail").write_text("benchmarks.train_step")
+    output, _ = study("sh/study_gpu.sh", "10")
+    assert "train-step-wrn-34-10 failed: see Logs/train-step-wrn-34-10.txt" in output and "finished: every" in output
+    (tmp_path / "fail").unlink()
+    _, calls = study("sh/study_gpu.sh", "10")
+    assert len(of(calls, "benchmarks.train_step")) == 1 and not of(calls, "train_lbgat.py")
+
+
+@pytest.mark.parametrize("minutes", [[], ["0"], ["3"], ["half"]])
 def test_the_gpu_study_needs_its_minutes(tmp_path, minutes):
     done = subprocess.run(["bash", str(ROOT / "sh/study_gpu.sh"), *minutes], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr == "error: say for how many minutes: bash sh/study_gpu.sh 30\n"
+    assert (
+        done.returncode == 2 and done.stderr == "error: say for how many minutes, at least 4: bash sh/study_gpu.sh 30\n"
+    )
