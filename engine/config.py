@@ -89,7 +89,7 @@ class TrainConfig(CommonConfig):
         aliases=("-teacher_model",),
     )
     guide_checkpoint: str = option(
-        "", "weights of the guide where it is frozen: HAT's helper, the FILE of a --method natural run", "method"
+        "", "weights of a frozen guide (of hat and lbgat-frozen): the FILE of a --method natural run", "method"
     )
     normalize: str = option(
         "none",

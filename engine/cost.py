@@ -6,6 +6,7 @@ from attacks.pgd import AttackSpec
 from engine.config import TrainConfig
 from engine.steps import create_step
 from losses import create_objective
+from losses.base import FROZEN_PASSES
 from models import create_model
 from models.batchnorm_sets import add_second_batchnorms
 from utils.flops import FlopCounter
@@ -22,7 +23,7 @@ def step_gflop(config: TrainConfig, num_classes: int, height: int, width: int) -
         if objective.bn_sets > 1:
             add_second_batchnorms(student)
         objective.moves = None  # as if every image took every step of the attack
-        guided = {"guide", "helper"} & set(objective.passes)
+        guided = {"guide", *FROZEN_PASSES} & set(objective.passes)
         guide = create_model(config.guide, num_classes) if guided else None
         nets = [net for net in (student, guide) if net is not None]
         optimizer = torch.optim.SGD([p for net in nets for p in net.parameters()], lr=config.lr)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from engine.config import TrainConfig
-from losses.base import Objective
+from losses.base import FROZEN_PASSES, Objective
 from models import create_model
 from models.checkpoint import load_network
 from models.weights import load_file
@@ -13,13 +13,13 @@ from utils.options import require
 
 
 def create_guide(config: TrainConfig, objective: Objective, num_classes: int, device: torch.device) -> nn.Module | None:
-    """The guide, freshly initialised; for a method with a ``"helper"`` pass the frozen one of ``guide_checkpoint``.
-    None where the method has neither pass.
+    """The guide, freshly initialised; for a method with a ``"helper"`` or ``"frozen"`` pass the frozen one of
+    ``guide_checkpoint``. None where the method has no such pass.
 
     Raises:
         UserError: no checkpoint where one is needed, one where none is, or one of another network.
     """
-    frozen = "helper" in objective.passes
+    frozen = bool({*FROZEN_PASSES} & {*objective.passes})
     if config.guide_checkpoint and not frozen:
         raise UserError(f"--guide-checkpoint is for methods with a frozen guide, not for {config.method}: leave it out")
     if frozen and not config.guide_checkpoint:

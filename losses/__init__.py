@@ -9,7 +9,7 @@ from losses.fat import FAT, FATMART, FATTRADES
 from losses.fgsm_rs import FGSM, FGSMRS
 from losses.free import Free
 from losses.hat import HAT
-from losses.lbgat import LBGAT
+from losses.lbgat import LBGAT, LBGATKL, LBGATFrozen, LBGATNoClean
 from losses.madry import AT
 from losses.mart import MART
 from losses.natural import Natural
@@ -44,6 +44,9 @@ METHODS: dict[str, type[Objective]] = {
     "score": SCORE,
     "hat": HAT,
     "dajat": DAJAT,
+    "lbgat-kl": LBGATKL,
+    "lbgat-frozen": LBGATFrozen,
+    "lbgat-no-clean": LBGATNoClean,
 }
 
 

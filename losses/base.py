@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from utils.errors import UserError
 
+FROZEN_PASSES = ("helper", "frozen")
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -69,8 +71,8 @@ class Objective(nn.Module):
         passes: the train-mode forward passes that the method needs, in the order in which the published program makes
             them, since each moves the BatchNorm statistics: ``"adv"`` is f(x'), ``"nat"`` f(x) and ``"guide"`` g(x).
             A name with the suffix ``".no_grad"`` is a pass that only moves the statistics. Without an ``"adv"`` pass
-            no attack is run. ``"far"`` is f(x + h (x' - x)) with h = ``self.h``; ``"helper"`` is the guide on x', as
-            a frozen network in eval mode that is not trained.
+            no attack is run. ``"far"`` is f(x + h (x' - x)) with h = ``self.h``; ``"helper"`` is the guide on x',
+            and ``"frozen"`` the guide on x, as a frozen network in eval mode that is not trained.
         after_update: passes that only move the statistics, made with the new weights.
         start: where the attack starts; see ``attacks.pgd.AttackSpec``.
         attack_mode: the student's mode in the attack; see ``attacks.pgd.frozen``.

@@ -71,7 +71,7 @@ class AcceleratedModel:
         acceleration: AccelerationConfig,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
     ):
-        if not _is_known(model):
+        if not is_known(model):
             acceleration = replace(acceleration, channels_last=False, fold=False)
         if acceleration.channels_last:
             model.to(memory_format=torch.channels_last)
@@ -146,7 +146,7 @@ def warn_once(message: str) -> None:
     warnings.warn(message, stacklevel=3)
 
 
-def _is_known(model: nn.Module) -> bool:
+def is_known(model: nn.Module) -> bool:
     """Whether all its modules are PyTorch's or this project's, without hooks. Another network may look at the memory
     order (``view``), and tracing would lose its hooks and freeze what it does in train mode."""
     return all(

@@ -15,13 +15,15 @@ from engine.validate import clean_accuracy, pgd_accuracy
 from models.accelerate import AcceleratedModel, choose_acceleration
 from models.checkpoint import load_network
 from models.weights import load_file
-from utils.device import choose_device
+from utils.device import choose_device, set_precision
 from utils.errors import run_program
 from utils.files import write_atomically
-from utils.options import parse_epsilon
+from utils.options import PRECISIONS, parse_epsilon
 
 
-def measure(checkpoint: Path, epsilons: list[float], data_dir: str, device: torch.device) -> dict[str, object]:
+def measure(
+    checkpoint: Path, epsilons: list[float], data_dir: str, device: torch.device, precision: str = "fp32"
+) -> dict[str, object]:
     """Clean and PGD-20 accuracy in percent on all test images of the run's data set."""
     content = load_file(checkpoint)
     config = content["config"]
@@ -29,7 +31,7 @@ def measure(checkpoint: Path, epsilons: list[float], data_dir: str, device: torc
     images = torch.from_numpy(np.ascontiguousarray(data.x_test.transpose(0, 3, 1, 2))).to(device)
     labels = torch.from_numpy(data.y_test).long().to(device)
     model = load_network(content, checkpoint).model.to(device)
-    network = AcceleratedModel(model, choose_acceleration(device, "off", 0))
+    network = AcceleratedModel(model, choose_acceleration(device, "off", 0), set_precision(precision, device))
     return {
         "images": len(images),
         "clean": clean_accuracy(network, images, labels),
@@ -43,10 +45,11 @@ def main() -> None:
     parser.add_argument("--epsilons", required=True)
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     epsilons = [parse_epsilon(text) for text in args.epsilons.split(",")]
-    figures = measure(args.checkpoint, epsilons, args.data_dir, choose_device(args.device))
+    figures = measure(args.checkpoint, epsilons, args.data_dir, choose_device(args.device), args.precision)
     write_atomically(args.out, lambda file: file.write((json.dumps(figures, indent=2) + "\n").encode()))
 
 

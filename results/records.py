@@ -11,6 +11,7 @@ from typing import Any
 
 from engine.command_line import parse_train
 from engine.config import TrainConfig
+from losses import find_method
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,7 +77,8 @@ class Run:
         settings = json.loads(json.dumps(recipe.config.as_dict()))
         compared = settings.keys() - NOT_PART_OF_A_RECIPE
         # A setting that did not exist when the run was made was as its default is now.
-        then = json.loads(json.dumps({f.name: f.default for f in fields(TrainConfig)}, default=str)) | self.config
+        then = json.loads(json.dumps({f.name: f.default for f in fields(TrainConfig)}, default=str))
+        then |= find_method(self.config["method"]).complete({}) | self.config
         return self.folder.name == recipe.name and all(then.get(key) == settings[key] for key in compared)
 
 

@@ -1,6 +1,6 @@
 # Sourced by the studies: `. sh/_study.sh NAME EPOCHS N_EXAMPLES`. Then `runs` reads lines "MARK EPSILONS FLAGS..." and, some
 # at a time, trains each with these flags and attacks its last epoch at each epsilon of the list. A rerun resumes: only what
-# is older than the weights is measured again.
+# is older than the weights is measured again. N_EXAMPLES 0 leaves it at PGD-20.
 
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements-dev.txt
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" STUDY=${STUDY:-$1} EPOCHS=${EPOCHS:-$2} N_EXAMPLES=${N_EXAMPLES:-$3}
@@ -16,6 +16,7 @@ run() {
     is_there "$folder/pgd20.json" "$last" ||
         "$PYTHON" -m results.pgd20 "$last" --epsilons "$epsilons" --out "$folder/pgd20.json" 2>"$errors" ||
         { failed "PGD-20 on $mark" "$errors" && return 255; }
+    [ "$N_EXAMPLES" != 0 ] || epsilons=
     for epsilon in ${epsilons//,/ }; do
         attack=epsilon${epsilon/\//of}
         is_there "$folder/$attack/autoattack.json" "$last" && continue

@@ -1,15 +1,24 @@
 #!/usr/bin/env bash
 # Does LBGAT keep more clean accuracy than TRADES? On CIFAR-100 with networks that can hold it, on one GPU, in pieces:
-#     bash sh/study_gpu.sh MINUTES
-# Trains and attacks in the order below until the minutes are over, writes tables of what is finished to results/study-gpu-*
-# and prints what comes next; the same command goes on there. Weights are in checkpoints/study-gpu-*. Trained in bf16;
-# standard AutoAttack at 0.031 on the last epoch; 1,000 training images are held out and only watched.
+#     bash sh/study_gpu.sh MINUTES [PIECE...]
+# Goes through the pieces (tests step resnet18 autoattack wrn-34-10 cifar10, in this order; or those named) until the minutes
+# are over, writes tables of what is finished to results/study-gpu-* and prints what comes next; the same command goes on
+# there. Weights are in checkpoints/study-gpu-*. Trained in bf16; the last epoch is attacked by standard AutoAttack at 0.031,
+# with queries in tf32 and the verdict in float32; 1,000 training images are held out and only watched. PROCESSES (1) trainings or attacks run at once: one alone leaves a fast GPU
+# idle at times, more so the smaller its network, and NVIDIA's MPS lets several compute at the same time.
+# EPOCHS is 30 unless set, METHODS "lbgat0 trades6 at lbgat6", of WRN-34-10 the first two.
 # SMALL=1 runs all pieces on digits with tiny sizes, also on a CPU; its tables are in Logs/.
 
 minutes=${1:-}
 case $minutes in '' | *[!0-9]*) minutes=0 ;; esac
 minutes=$((10#$minutes))
 [ "$minutes" -ge 4 ] || { echo "error: say for how many minutes, at least 4: bash sh/study_gpu.sh 30" >&2; exit 2; }
+shift
+pieces="tests step resnet18 autoattack wrn-34-10 cifar10"
+for piece in "$@"; do
+    [[ " $pieces " == *" $piece "* ]] || { echo "error: no piece $piece: choose $pieces" >&2; exit 2; }
+done
+pieces=${*:-$pieces}
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements-dev.txt
 deadline=$((60 * minutes - 30))  # of SECONDS, which count from the start; the tables take some
 results=${SMALL:+Logs/small-}results study=
@@ -22,42 +31,49 @@ tables() {
     "$PYTHON" -m results.study "Logs/$study" --out "$results/$study"
 }
 
-stop() { # WHAT [STATUS]: write this study's tables, say what comes next, and end
+stop() { # WHAT [REASON]: write this study's tables, say what comes next, and end; status 1 with a reason
     tables || true
-    echo "next: $1; run the same command again"
-    exit "${2:-0}"
+    echo "next: $1${2:+, which failed: $2}; run the same command again"
+    exit $((${#2} > 0))
 }
 
 need() { # SECONDS WHAT
     [ "$(left)" -ge "$1" ] || stop "$2"
 }
 
+errors() { echo "Logs/$study-$1-errors.txt"; }
+
+reason() { tail -qn 1 "$(errors "$1")" 2>/dev/null; }
+
+is_trained() { grep -qs 'finished: ' "Logs/$study/$1/train.log"; }
+
+is_attacked() { [ -s "Logs/$study/$1/epsilon$epsilon/autoattack.json" ]; }
+
 train() { # MARK FLAGS...
-    local what="training of $study/$1" log=Logs/$study/$1/train.log errors=Logs/$study-errors.txt mark=$1
+    local mark=$1
     shift
-    ! grep -qs 'finished: ' "$log" || return 0
-    need 60 "$what"
     "$PYTHON" train_lbgat.py "${common[@]}" "$@" --epochs "$epochs" --save-freq 1000 --mark "$mark" \
         --log-dir "Logs/$study" --checkpoint-dir "checkpoints/$study" \
-        --max-minutes "$(awk "BEGIN { print ($(left) - 20) / 60 }")" >/dev/null 2>"$errors" ||
-        stop "$what, which failed: $(tail -n 1 "$errors")" 1
-    tail -n 2 "$log"
-    grep -q 'finished: ' "$log" || stop "$what"
+        --max-minutes "$(awk "BEGIN { print ($(left) - 20) / 60 }")" >/dev/null 2>"$(errors "$mark")" || return
+    tail -n 2 "Logs/$study/$mark/train.log"
+    rm "$(errors "$mark")"
 }
 
 attack() { # MARK IMAGES
-    local folder=Logs/$study/$1 last=checkpoints/$study/$1/last.pt errors=Logs/$study-errors.txt status=0
+    local folder=Logs/$study/$1 last=checkpoints/$study/$1/last.pt status=0
     if [ ! -s "$folder/pgd20.json" ]; then
-        need 60 "PGD-20 on $study/$1"
-        "$PYTHON" -m results.pgd20 "$last" --epsilons "$epsilon" --out "$folder/pgd20.json" 2>"$errors" ||
-            stop "PGD-20 on $study/$1, which failed: $(tail -n 1 "$errors")" 1
+        timeout -s TERM "$(left)" "$PYTHON" -m results.pgd20 "$last" --epsilons "$epsilon" --precision tf32 \
+            --out "$folder/pgd20.json" 2>"$(errors "$1")" || status=$?
     fi
-    [ ! -s "$folder/epsilon$epsilon/autoattack.json" ] || return 0
-    need 60 "AutoAttack on $study/$1"
-    timeout -s TERM "$(left)" "$PYTHON" eval_autoattack.py --checkpoint "$last" --epsilon "$epsilon" \
-        --n-examples "$2" --log-dir "$folder" --mark "epsilon$epsilon" 2>"$errors" | tail -n 1 || status=$?
-    [ "$status" != 124 ] || stop "AutoAttack on $study/$1"
-    [ "$status" = 0 ] || stop "AutoAttack on $study/$1, which failed: $(tail -n 1 "$errors")" 1
+    if [ "$status" = 0 ]; then
+        timeout -s TERM "$(left)" "$PYTHON" eval_autoattack.py --checkpoint "$last" --epsilon "$epsilon" \
+            --precision tf32 --n-examples "$2" --log-dir "$folder" --mark "epsilon$epsilon" 2>"$(errors "$1")" | tail -n 1 || status=$?
+    fi
+    case $status in 0 | 124) rm "$(errors "$1")" ;; esac
+}
+
+wait_for_a_place() {
+    while [ "$(jobs -pr | wc -l)" -ge "${PROCESSES:-1}" ]; do wait -n || true; done
 }
 
 benchmark() { # NAME SECONDS MODULE ARGUMENTS...: what fails is tried again by the next call
@@ -73,40 +89,70 @@ benchmark() { # NAME SECONDS MODULE ARGUMENTS...: what fails is tried again by t
     tail -n 2 "$out/$name.txt"
 }
 
-common=(--norm linf --lr 0.1 --warmup-factor 0.2 --decay-epochs 23/30,28/30 --momentum 0.9 --weight-decay 2e-4)
-if [ -n "${SMALL:-}" ]; then
-    epochs=2 images=8 large_images=4 sets="digits digits" small=wrn-10-1 large=wrn-10-2 guide=wrn-10-1 seconds=20
-    epsilon=0.1 step=(--student wrn-10-1 --batch-size 8 --repeats 1 --device cpu)
-    common+=(--epsilon 0.1 --step-size 0.04 --num-steps 2 --batch-size 64 --val-size 137 --limit-train 265)
-else
-    epochs=30 images=1000 large_images=500 sets="cifar100 cifar10" small=resnet18 large=wrn-34-10 guide=resnet18-guide
-    epsilon=0.031 seconds=150 step=(--student wrn-34-10 --guide resnet18-guide --batch-size 128 --precision bf16 --repeats 3)
-    common+=(--epsilon 0.031 --step-size 0.007 --num-steps 10 --batch-size 128 --val-size 1000 --precision bf16)
-fi
-read -r first second <<<"$sets"
-
-"$PYTHON" -c 'import pytest' 2>/dev/null && benchmark cuda-tests "$seconds" pytest -q -k cuda -rs tests/engine tests/evaluation
-benchmark "train-step-$large" "$seconds" benchmarks.train_step "${step[@]}" --json "$results/study-gpu-speed/train-step.json"
-
-methods=("lbgat0 --method lbgat --beta 0 --guide $guide" "trades6 --method trades --beta 6" "at --method at"
-    "lbgat6 --method lbgat --beta 6 --guide $guide")
-
-both() { # STUDY DATASET STUDENT IMAGES NUMBER_OF_METHODS: first all trainings, then equally many images for each
+compare() { # STUDY DATASET STUDENT IMAGES METHOD...: first all trainings, then equally many images for each
     study=$1
-    local line name flags
-    for line in "${methods[@]:0:$5}"; do
-        read -r name flags <<<"$line"
-        train "$name-seed1" --dataset "$2" --student "$3" $flags
+    local dataset=$2 student=$3 images=$4 name flags
+    shift 4
+    for name in "$@"; do
+        case $name in
+            lbgat*) flags="--method lbgat --beta ${name#lbgat} --guide $guide" ;;
+            trades*) flags="--method trades --beta ${name#trades}" ;;
+            *) flags="--method $name" ;;
+        esac
+        ! is_trained "$name-seed1" || continue
+        wait_for_a_place
+        need 60 "training of $study/$name-seed1"
+        train "$name-seed1" --dataset "$dataset" --student "$student" $flags &
     done
-    for line in "${methods[@]:0:$5}"; do
-        attack "${line%% *}-seed1" "$4"
+    wait
+    for name in "$@"; do
+        is_trained "$name-seed1" || stop "training of $study/$name-seed1" "$(reason "$name-seed1")"
+    done
+    for name in "$@"; do
+        ! is_attacked "$name-seed1" || continue
+        wait_for_a_place
+        need 60 "attacks on $study/$name-seed1"
+        attack "$name-seed1" "$images" &
+    done
+    wait
+    for name in "$@"; do
+        is_attacked "$name-seed1" || stop "attacks on $study/$name-seed1" "$(reason "$name-seed1")"
     done
     tables
 }
 
-both "study-gpu-$small" "$first" "$small" "$images" 4
-benchmark "autoattack-$small" "$seconds" benchmarks.autoattack --n "$large_images" --dataset "$first" \
-    --checkpoint "checkpoints/study-gpu-$small/lbgat0-seed1/last.pt" --epsilon "$epsilon" --out "$results/study-gpu-speed"
-both "study-gpu-$large" "$first" "$large" "$large_images" 2
-both "study-gpu-$small-$second" "$second" "$small" "$images" 4
-echo "finished: every piece is in $results/study-gpu-*"
+common=(--norm linf --lr 0.1 --warmup-factor 0.2 --decay-epochs 23/30,28/30 --momentum 0.9 --weight-decay 2e-4)
+if [ -n "${SMALL:-}" ]; then
+    epochs=${EPOCHS:-2} images=8 large_images=4 sets="digits digits" small=wrn-10-1 large=wrn-10-2 guide=wrn-10-1
+    seconds=20 epsilon=0.1 step=(--student wrn-10-1 --batch-size 8 --repeats 1 --device cpu)
+    common+=(--epsilon 0.1 --step-size 0.04 --num-steps 2 --batch-size 64 --val-size 137 --limit-train 265)
+else
+    epochs=${EPOCHS:-30} images=1000 large_images=500 sets="cifar100 cifar10" small=resnet18 large=wrn-34-10
+    guide=resnet18-guide seconds=150 epsilon=0.031
+    step=(--student wrn-34-10 --guide resnet18-guide --batch-size 128 --precision bf16 --repeats 3)
+    common+=(--epsilon 0.031 --step-size 0.007 --num-steps 10 --batch-size 128 --val-size 1000 --precision bf16)
+fi
+read -r first second <<<"$sets"
+read -ra methods <<<"${METHODS:-lbgat0 trades6 at lbgat6}"
+
+for piece in $pieces; do
+    case $piece in
+        tests)
+            ! "$PYTHON" -c 'import pytest' 2>/dev/null ||
+                benchmark cuda-tests "$seconds" pytest -q -k cuda -rs tests/engine tests/evaluation
+            ;;
+        step)
+            benchmark "train-step-$large" "$seconds" benchmarks.train_step "${step[@]}" \
+                --json "$results/study-gpu-speed/train-step.json"
+            ;;
+        autoattack)
+            benchmark "autoattack-$small" "$seconds" benchmarks.autoattack --n "$large_images" --dataset "$first" \
+                --checkpoint "checkpoints/study-gpu-$small/lbgat0-seed1/last.pt" --epsilon "$epsilon" \
+                --precision tf32 --out "$results/study-gpu-speed"
+            ;;
+        resnet18) compare "study-gpu-$small" "$first" "$small" "$images" "${methods[@]}" ;;
+        wrn-34-10) compare "study-gpu-$large" "$first" "$large" "$large_images" "${methods[@]:0:2}" ;;
+        cifar10) compare "study-gpu-$small-$second" "$second" "$small" "$images" "${methods[@]}" ;;
+    esac
+done
+echo "finished: ${*:-every piece} is in $results/study-gpu-*"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attacks.awp import directions, perturbed, perturbed_weights, statistics_kept
 from attacks.pgd import AttackSpec, frozen, perturb, starting_point, uniform
-from losses.base import Objective
+from losses.base import FROZEN_PASSES, Objective
 from models.accelerate import AcceleratedModel
 from utils.distributed import ProcessGroup
 from utils.errors import UserError
@@ -248,18 +248,18 @@ class StandardStep:
             kind, _, only_statistics = name.partition(".")
             if name in logits:
                 continue
-            if kind == "helper":
-                with torch.no_grad(), frozen(self.guide.model):
-                    self.guide.refresh()
-                    logits[name] = self.group.whole(self.guide.attack_logits(self.x_adv[i]), len(y))
-                continue
-            images = self.x_adv[i] if kind in ("adv", "far") else x
+            images = self.x_adv[i] if kind in ("adv", "far", "helper") else x
             if kind == "far":
                 images = x + self.objective.h * (images - x)
-            network = self.guide if kind == "guide" else self.student
-            network.model.train()
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not only_statistics):
-                out = network.train_logits(images)
+            if kind in FROZEN_PASSES:
+                with torch.no_grad(), frozen(self.guide.model):
+                    self.guide.refresh()
+                    out = self.guide.attack_logits(images)
+            else:
+                network = self.guide if kind == "guide" else self.student
+                network.model.train()
+                with torch.set_grad_enabled(torch.is_grad_enabled() and not only_statistics):
+                    out = network.train_logits(images)
             if not only_statistics:
                 logits[name] = self.group.whole(out, len(y))
 

@@ -1,14 +1,14 @@
-"""The network that AutoAttack queries: frozen, folded and perhaps compiled; broken images are skipped."""
+"""The network that AutoAttack queries: frozen, folded, compiled or a CUDA graph; broken images are skipped."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from evaluation.autoattack.early_exit import AllImagesBroken, EarlyExit, margin
-from models.accelerate import DYNAMIC, AcceleratedModel, choose_acceleration
+from evaluation.autoattack.graphed import GraphedQueries
+from models.accelerate import DYNAMIC, AcceleratedModel, AccelerationConfig, is_known
 from utils.device import ieee_products, set_precision
 
 
@@ -21,7 +21,8 @@ class AttackedModel(nn.Module):
     Args:
         model: is put into eval mode on the device, frozen, and its weights into channels_last memory order.
         precision: ``fp32``, ``tf32`` or ``bf16``, of the attack's queries.
-        compile: ``auto`` (on CUDA), ``on`` or ``off``.
+        compile: ``on`` runs the queries through torch.compile; ``auto`` makes them CUDA graphs where that is possible,
+            on CUDA and for networks of this project's and PyTorch's modules; ``off`` does neither.
         fold: the attacked network has its BatchNorm folded into the convolutions.
         early_exit: broken images are no longer queried.
 
@@ -41,8 +42,10 @@ class AttackedModel(nn.Module):
         super().__init__()
         device = torch.device(device)
         self.model = model.to(device).eval().requires_grad_(False)
-        acceleration = replace(choose_acceleration(device, compile, DYNAMIC), fold=fold)
+        acceleration = AccelerationConfig(fold=fold, compile_batch_size=DYNAMIC if compile == "on" else 0)
         self._network = AcceleratedModel(self.model, acceleration, set_precision(precision, device))
+        graphed = compile == "auto" and device.type == "cuda" and is_known(model)
+        self._queries = GraphedQueries(self._network.attack_logits) if graphed else self._network.attack_logits
         self._is_exact = precision == "fp32"
         self._exits_early = early_exit
         self._early_exit: EarlyExit | None = None
@@ -75,7 +78,7 @@ class AttackedModel(nn.Module):
         Args:
             is_valid: as in ``EarlyExit``.
             compiled: False where the attack takes several gradients of one forward pass, which a compiled network
-                does not allow.
+                or a CUDA graph does not allow.
         """
         self._early_exit = EarlyExit(x, y, is_valid if self._exits_early else None)
         self._compiled = compiled
@@ -86,7 +89,7 @@ class AttackedModel(nn.Module):
 
     def _attack_logits(self, images: Tensor, y: Tensor | None = None) -> Tensor:
         self.num_forwarded += len(images)
-        logits = self._network.attack_logits(images, self._compiled)
+        logits = self._queries(images) if self._compiled else self._network.attack_logits(images, compiled=False)
         if y is not None and not self._is_exact:
             # What low precision misclassifies is computed again: otherwise the attack stops at points that the final
             # check rejects. The values are float32's, the gradients stay.

@@ -77,7 +77,7 @@ def assert_same_weights(a, b):
 
 
 def helper(folder):
-    """The file of a network that HAT may take for its helper."""
+    """The file of a network that a method may take for its frozen guide."""
     torch.manual_seed(3)
     torch.save(create_model("wrn-10-1", 10).state_dict(), folder / "helper.pt")
     return folder / "helper.pt"
@@ -94,7 +94,7 @@ def test_every_method_resumes_bit_for_bit_with_everything_on(tmp_path, monkeypat
     if method == "wa-trades":
         settings |= {"no_norm_decay": True, "nesterov": True, "average_ramp": True, "average_warmup": 0.25}
         settings["schedule"] = "onecycle-updates"
-    if method == "hat":
+    if method in ("hat", "lbgat-frozen"):
         settings["guide_checkpoint"] = str(helper(tmp_path))
     trainer("whole", **settings).fit()
     with monkeypatch.context() as patch:

@@ -97,14 +97,15 @@ def quick(monkeypatch):
     monkeypatch.setattr(Logger, "plot", lambda self, final=False: None)
 
 
-def test_the_helper_is_needed_frozen_and_of_hat_alone(tmp_path, quick):
+@pytest.mark.parametrize("method", ["hat", "lbgat-frozen"])
+def test_a_frozen_guide_is_needed_where_there_is_one_and_stays(tmp_path, quick, method):
     path = tmp_path / "helper.pt"
-    with pytest.raises(UserError, match="--method hat needs a naturally trained network"):
-        Trainer(tiny_run(tmp_path, method="hat"))
+    with pytest.raises(UserError, match=f"--method {method} needs a naturally trained network"):
+        Trainer(tiny_run(tmp_path, method=method))
     torch.save(create_model("wrn-10-1", 10).state_dict(), path)
     with pytest.raises(UserError, match="--guide-checkpoint is for methods with a frozen guide, not for at"):
         Trainer(tiny_run(tmp_path, method="at", guide_checkpoint=str(path)))
-    trainer = Trainer(tiny_run(tmp_path, method="hat", guide_checkpoint=str(path), epochs=1, limit_train=16))
+    trainer = Trainer(tiny_run(tmp_path, method=method, guide_checkpoint=str(path), epochs=1, limit_train=16))
     before = {name: tensor.clone() for name, tensor in trainer.guide.state_dict().items()}
     trainer.fit()
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.guide.state_dict().items())

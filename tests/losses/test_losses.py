@@ -65,6 +65,23 @@ def test_lbgat_terms(logits, beta):
     assert floats(create_objective("lbgat", beta=beta).outer(passes, y)) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("beta", [0.0, 6.0])
+def test_the_variants_of_lbgat_change_one_part(logits, beta):
+    passes, y = logits
+    mse, ce = slow_mse(passes["adv"], passes["guide"]) / (B * C), mean(slow_ce(passes["guide"], y))
+    kl = {"kl": beta * mean(slow_kl(passes["nat"], passes["adv"]))} if beta else {}
+    soft = mean(slow_kl(passes["guide"] / 3, passes["adv"] / 3))
+    frozen = {"adv": passes["adv"], "nat": passes["nat"], "frozen": passes["guide"]}
+    for method, values, given, expected in (
+        ("lbgat", {"beta": beta, "mse_weight": 0.3}, passes, {"mse": 0.3 * mse, "guide_ce": ce, **kl}),
+        ("lbgat-kl", {"beta": beta, "temperature": 3.0, "kd_weight": 0.5}, passes,
+         {"kd": 0.5 * 9 * soft, "guide_ce": ce, **kl}),
+        ("lbgat-frozen", {"beta": beta, "mse_weight": 2.0}, frozen, {"mse": 2 * mse, **kl}),
+        ("lbgat-no-clean", {}, {"adv": passes["adv"], "guide": passes["guide"]}, {"mse": mse, "guide_ce": ce}),
+    ):  # fmt: skip
+        assert floats(create_objective(method, **values).outer(given, y)) == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.mark.parametrize("beta", [0.0, 1.0, 6.0])
 def test_trades_terms(logits, beta):
     passes, y = logits
@@ -166,6 +183,9 @@ def recorded(who, notes):
         # f(x) runs even at beta 0, where only its BatchNorm statistics count.
         ("lbgat", 0.0, [("student", "adv", True), ("student", "nat", False), ("guide", "nat", True)]),
         ("lbgat", 6.0, [("student", "adv", True), ("student", "nat", True), ("guide", "nat", True)]),
+        ("lbgat-kl", 0.0, [("student", "adv", True), ("student", "nat", False), ("guide", "nat", True)]),
+        ("lbgat-frozen", 0.0, [("student", "adv", True), ("student", "nat", False)]),  # the guide: in eval mode
+        ("lbgat-no-clean", 0.0, [("student", "adv", True), ("guide", "nat", True)]),
         ("trades", 6.0, [("student", "nat", True), ("student", "adv", True), ("student", "nat", False)]),
         ("at", 6.0, [("student", "adv", True)]),
         ("natural", 6.0, [("student", "nat", True)]),

@@ -122,13 +122,15 @@ def test_the_gpu_study_ends_in_time_and_goes_on(study, tmp_path):
     (tmp_path / "short").touch()  # the time ends within the first training
     output, calls = study("sh/study_gpu.sh", "10")
     assert "next: training of study-gpu-resnet18/lbgat0-seed1; run the same command again" in output
-    assert list(trained(calls)) == ["lbgat0-seed1"] and not of(calls, "eval_autoattack.py")
+    assert list(trained(calls)) == ["lbgat0-seed1", "trades6-seed1", "at-seed1", "lbgat6-seed1"]
+    assert not of(calls, "eval_autoattack.py")
     (tmp_path / "short").unlink()
     (tmp_path / "fail").write_text("eval_autoattack.py --checkpoint checkpoints/study-gpu-resnet18/at-")
     (tmp_path / "status").write_text("124")  # within an attack, as timeout says it
     output, calls = study("sh/study_gpu.sh", "10")
-    assert "next: AutoAttack on study-gpu-resnet18/at-seed1; run the same command again" in output
+    assert "next: attacks on study-gpu-resnet18/at-seed1; run the same command again" in output
     assert calls[-1][:2] == ["-m", "results.study"]  # the tables of what is there
+    assert len(of(calls, "train_lbgat.py")) == 4
     (tmp_path / "fail").unlink()
     output, later = study("sh/study_gpu.sh", "10")
     assert "finished: every piece" in output
@@ -138,13 +140,14 @@ def test_the_gpu_study_ends_in_time_and_goes_on(study, tmp_path):
     assert order[:first] == [("train_lbgat.py", "Logs/study-gpu-resnet18")] * 4  # all trained before one is attacked
     images = [call[call.index("--n-examples") + 1] for call in of(calls, "eval_autoattack.py")]
     assert images == ["1000"] * 5 + ["500"] * 2 + ["1000"] * 4
+    assert len(of(calls, "benchmarks.autoattack")) == 1
     configs = [parse_train(call[1:]) for call in of(calls, "train_lbgat.py")]
     assert {c.student for c in configs} == {"resnet18", "wrn-34-10"} and {c.precision for c in configs} == {"bf16"}
     assert {c.dataset for c in configs} == {"cifar100", "cifar10"} and {c.epochs for c in configs} == {30}
 
 
 @pytest.mark.parametrize(("what", "name"), [
-    ("train_lbgat.py", "training of"), ("results.pgd20", "PGD-20 on"), ("eval_autoattack.py", "AutoAttack on"),
+    ("train_lbgat.py", "training of"), ("results.pgd20", "attacks on"), ("eval_autoattack.py", "attacks on"),
 ])  # fmt: skip
 def test_what_fails_ends_the_gpu_study(study, tmp_path, what, name):
     (tmp_path / "fail").write_text(what)
@@ -159,6 +162,17 @@ def test_a_benchmark_that_fails_is_tried_again_and_ends_nothing(study, tmp_path)
     (tmp_path / "fail").unlink()
     _, calls = study("sh/study_gpu.sh", "10")
     assert len(of(calls, "benchmarks.train_step")) == 1 and not of(calls, "train_lbgat.py")
+
+
+def test_pieces_methods_and_several_at_once(study, tmp_path):
+    output, calls = study("sh/study_gpu.sh", "10", "resnet18", PROCESSES="3", METHODS="trades1 lbgat3", EPOCHS="5")
+    assert "finished: resnet18 is in" in output
+    runs = trained(calls)
+    assert {mark: config.parameters["beta"] for mark, config in runs.items()} == {"trades1-seed1": 1, "lbgat3-seed1": 3}
+    assert {config.epochs for config in runs.values()} == {5}
+    assert len(of(calls, "eval_autoattack.py")) == 2 and not of(calls, "pytest")
+    output, _ = study("sh/study_gpu.sh", "10", "resnet19", status=2)
+    assert output == "error: no piece resnet19: choose tests step resnet18 autoattack wrn-34-10 cifar10\n"
 
 
 @pytest.mark.parametrize("minutes", [[], ["0"], ["3"], ["half"]])

@@ -1,0 +1,123 @@
+"""A network's answers to an attack as CUDA graphs: the device does not wait for Python between two kernels."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.accelerate import warn_once
+
+SIZES_PER_OCTAVE = 4
+SMALLEST = 8
+
+
+def round_up(n: int) -> int:
+    """The size of the graph that answers n images: 8, 10, 12, 14, 16, 20, 24, ...; from 8 on less than n / 4 more."""
+    step = max(2 ** ((n - 1).bit_length() - 1), SMALLEST) // SIZES_PER_OCTAVE if n > 1 else 1
+    return max(SMALLEST, -(-n // step) * step)
+
+
+class GraphedQueries:
+    """Images (N, C, H, W) -> logits (N, K), differentiable once in the images, as ``network`` gives them.
+
+    Images leave an attack when they are broken, so that N changes all the time. It is rounded up to one of a few sizes,
+    which are captured when first needed; the rows beyond N repeat the last image, and their answers are dropped.
+
+    Args:
+        network: what is captured. Its weights must stay where they are in memory, and its work must depend on nothing
+            but the images. Where it cannot be captured, it runs as it is.
+    """
+
+    def __init__(self, network: Callable[[Tensor], Tensor]):
+        self.network, self._graphs = network, {}
+        self._pool: Any = None
+        self._latest: object = None  # the query whose gradient can be taken: the graphs share their memory
+        self._works = True
+
+    def __call__(self, images: Tensor) -> Tensor:
+        shape = (round_up(len(images)), *images.shape[1:])
+        if self._works and shape not in self._graphs:
+            try:
+                self._pool = self._pool or torch.cuda.graph_pool_handle()
+                self._graphs[shape] = _Graph(self.network, images.new_zeros(shape), self._pool)
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                self._works = False
+                reason = next(iter(str(error).splitlines()), "")
+                warn_once(f"no CUDA graph ({reason}): falling back to separate kernels")
+        return _Query.apply(images, self._graphs[shape], self) if self._works else self.network(images)
+
+
+class _Query(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, graph: "_Graph", queries: GraphedQueries) -> Tensor:
+        ctx.graph, ctx.queries, ctx.token = graph, queries, object()
+        queries._latest = ctx.token
+        ctx.save_for_backward(images)
+        return graph.answer(images)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        if ctx.queries._latest is not ctx.token:
+            ctx.graph.answer(*ctx.saved_tensors)
+            ctx.queries._latest = ctx.token
+        return ctx.graph.gradient(gradient), None, None
+
+
+class _Graph:
+    """Forward and backward pass of a network on as many images as the example has, each captured once."""
+
+    def __init__(self, network: Callable[[Tensor], Tensor], example: Tensor, pool: Any):
+        self._images = example.requires_grad_()
+
+        def forward() -> None:
+            with torch.enable_grad():
+                self._logits = network(self._images)
+
+        def backward() -> None:
+            (self._image_gradient,) = torch.autograd.grad(self._logits, self._images, self._logit_gradient)
+
+        def first() -> None:  # what is chosen or allocated only once
+            forward()
+            self._logit_gradient = torch.zeros_like(self._logits)
+            backward()
+
+        _warm_up(first)
+        self._forward, self._backward = _capture(forward, pool), _capture(backward, pool)
+
+    def answer(self, images: Tensor) -> Tensor:
+        """Logits (N, K) of images (N, C, H, W), N at most the example's."""
+        n = len(images)
+        with torch.no_grad():
+            self._images[:n].copy_(images)
+            self._images[n:].copy_(images[-1:])
+        self._forward()
+        return self._logits[:n].detach().clone()  # the next replay overwrites them
+
+    def gradient(self, gradient: Tensor) -> Tensor:
+        """The gradient in the images (N, C, H, W) of the latest ``answer``, given that in its logits (N, K)."""
+        n = len(gradient)
+        self._logit_gradient[:n].copy_(gradient)
+        self._logit_gradient[n:].zero_()
+        self._backward()
+        return self._image_gradient[:n].clone()
+
+
+def _warm_up(work: Callable[[], None]) -> None:
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        work()
+        work()
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+def _capture(work: Callable[[], None], pool: Any) -> Callable[[], None]:
+    """Capture what ``work`` does on the device, and return what does it again."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        work()
+    return graph.replay
