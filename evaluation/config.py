@@ -70,7 +70,11 @@ class EvalConfig(CommonConfig):
     precision: str = option(
         "fp32", "arithmetic of the attacks; what they find is always checked in fp32", choices=PRECISIONS
     )
-    compile: str = option("auto", "torch.compile; auto compiles on CUDA only", choices=COMPILE)
+    compile: str = option(
+        "auto",
+        "on runs the attacks' queries through torch.compile; auto makes them CUDA graphs on CUDA",
+        choices=COMPILE,
+    )
     plain: bool = option(False, "run the official front end on the untouched network: slower, for comparison", "attack")
     cross_checks: int = option(
         0, "check the first N images for gradient masking: pass or fail, with figures", "evaluation"

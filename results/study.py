@@ -2,8 +2,9 @@
 
     python -m results.study Logs/study-digits --out results/study-digits
 
-Reads every finished evaluation in the folders of the study, copies what its figures are made of (settings, epochs, log
-and the verdict of every image), and writes study.md, study.json and plane.png.
+Reads every evaluation in the folders of the study, copies what its figures are made of (settings, epochs, log and the
+verdict of every image), and writes study.md, study.json and plane.png. All figures are of the images that have a
+verdict in every evaluation: the first ones, where an evaluation was interrupted.
 """
 
 import argparse
@@ -11,7 +12,8 @@ import json
 import shutil
 import statistics
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from utils.options import format_epsilon
 from utils.statistics import paired_difference
 
 TRAINING = ("config.json", "metrics.jsonl", "train.log", "pgd20.json")
-ATTACK = ("autoattack.json", "autoattack.npz")
+ATTACK = ("autoattack.json", "autoattack.npz", "autoattack.state.npz")
 NAMES = {
     "natural": "natural",
     "at": "AT",
@@ -44,6 +46,7 @@ class Run:
     Attributes:
         pgd20: accuracy on the whole test set at the evaluation's epsilon in percent; None if it was not measured.
         clean, robust: (N,) bool, the verdict of every image.
+        hardware: of the training, each once.
         guide: accuracy of the guide after the last epoch in percent; None where the method has none.
     """
 
@@ -56,20 +59,40 @@ class Run:
     pgd20: float | None
     clean: np.ndarray
     robust: np.ndarray
+    hardware: tuple[str, ...]
+
+    @property
+    def accuracies(self) -> tuple[float, float]:
+        """Clean and robust accuracy in percent."""
+        return 100 * self.clean.mean(), 100 * self.robust.mean()
 
 
 def read(attack: Path) -> Run:
     folder = attack.parent
-    config, report = (json.loads(path.read_text()) for path in (folder / "config.json", attack / "autoattack.json"))
+    config, (report, clean, robust) = json.loads((folder / "config.json").read_text()), verdicts(attack)
     epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     if len(epochs) != config["epochs"]:
         raise UserError(f"{folder} has {len(epochs)} of {config['epochs']} epochs: run the study again, which goes on")
-    with np.load(attack / "autoattack.npz") as images:
-        clean, robust = images["clean_prediction"] == images["label"], images["robust"]
+    lines = [line for line in (folder / "train.log").read_text().splitlines() if ", torch " in line]
+    hardware = tuple(dict.fromkeys(line.rpartition("; ")[2] for line in lines))
     seconds, guide = sum(epoch["seconds"] for epoch in epochs), epochs[-1].get("guide_clean")
     measured = folder / "pgd20.json"
     pgd20 = json.loads(measured.read_text())["pgd20"].get(f"{report['epsilon']:.6g}") if measured.exists() else None
-    return Run(folder, folder.name.split("-")[0], config, report, seconds, guide, pgd20, clean, robust)
+    return Run(folder, folder.name.split("-")[0], config, report, seconds, guide, pgd20, clean, robust, hardware)
+
+
+def verdicts(attack: Path) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """The report of an evaluation, and which images are correct clean and attacked; of an interrupted one, its settings
+    and the images of the first chunks that it has finished."""
+    if (attack / "autoattack.json").exists():
+        with np.load(attack / "autoattack.npz") as images:
+            clean, robust = images["clean_prediction"] == images["label"], images["robust"]
+        return json.loads((attack / "autoattack.json").read_text()), clean, robust
+    with np.load(attack / "autoattack.state.npz") as state:
+        finished = state["progress"][0] == state["seconds"].shape[-1]
+        n = int(np.argmin([*finished, False]) * state["batch_size"])
+        broken_by = state["broken_by"][0, :n]
+        return json.loads(str(state["fingerprint"])), broken_by != "clean", broken_by == ""
 
 
 def grouped(runs: list[Run]) -> dict[float, dict[str, list[Run]]]:
@@ -87,13 +110,15 @@ def grouped(runs: list[Run]) -> dict[float, dict[str, list[Run]]]:
     }.items():
         if len(values) > 1:
             raise UserError(f"the runs differ in {what} ({', '.join(map(str, sorted(values)))}): compare equal ones")
+    if (n := min(len(run.robust) for run in runs)) == 0:
+        raise UserError("an evaluation has not finished its first images: run the study again, which goes on")
     groups: dict[float, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in sorted(runs, key=lambda run: run.config["seed"]):
-        groups[run.report["epsilon"]][run.method].append(run)
+        groups[run.report["epsilon"]][run.method].append(replace(run, clean=run.clean[:n], robust=run.robust[:n]))
     return groups
 
 
-def mean_and_deviation(values: list[float]) -> str:
+def mean_and_deviation(values: Sequence[float]) -> str:
     """``78.0 ± 1.2``, the deviation of a sample; the mean alone of a single value."""
     mean = f"{statistics.mean(values):.1f}"
     return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
@@ -111,8 +136,7 @@ def table(groups: dict[float, dict[str, list[Run]]]) -> str:
                     format_epsilon(epsilon),
                     NAMES[method],
                     ", ".join(str(run.config["seed"]) for run in runs),
-                    mean_and_deviation([run.report["clean_accuracy"] for run in runs]),
-                    mean_and_deviation([run.report["robust_accuracy"] for run in runs]),
+                    *map(mean_and_deviation, zip(*(run.accuracies for run in runs), strict=True)),
                     mean_and_deviation(pgd20) if pgd20 else "",
                     mean_and_deviation(guides) if guides else "",
                     f"{statistics.mean(run.seconds for run in runs):.0f}",
@@ -167,7 +191,7 @@ def draw(groups: dict[float, dict[str, list[Run]]], path: Path) -> None:
         figure.subplots(1, len(groups), squeeze=False)[0], sorted(groups.items()), strict=True
     ):
         for method, runs in sorted(methods.items(), key=lambda item: list(NAMES).index(item[0])):
-            points = [(run.report["clean_accuracy"], run.report["robust_accuracy"]) for run in runs]
+            points = [run.accuracies for run in runs]
             mean = np.mean(points, axis=0)
             color = axes.scatter(*zip(*points, strict=True), s=14, alpha=0.5).get_facecolor()
             axes.scatter(*mean, s=60, color=color[:, :3], label=NAMES[method], edgecolors="black", linewidths=0.6)
@@ -184,14 +208,16 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="the study's log folder")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    attacks = sorted(path.parent for path in args.folder.glob("*/*/autoattack.json"))
+    attacks = sorted({path.parent for name in ATTACK for path in args.folder.glob(f"*/*/{name}")})
     if not attacks:
-        raise UserError(f"no finished evaluation in {args.folder}: run the study first")
+        raise UserError(f"no evaluation in {args.folder}: run the study first")
     copies = [args.out / "runs" / attack.relative_to(args.folder) for attack in attacks]
     for attack, copy in zip(attacks, copies, strict=True):
         copy.mkdir(parents=True, exist_ok=True)
         for name in ATTACK:
-            shutil.copyfile(attack / name, copy / name)
+            (copy / name).unlink(missing_ok=True)
+            if (attack / name).exists():
+                shutil.copyfile(attack / name, copy / name)
         for name in TRAINING:
             if (attack.parent / name).exists():
                 shutil.copyfile(attack.parent / name, copy.parent / name)
@@ -200,9 +226,13 @@ def main() -> None:
     entries = differences(groups)
     first = runs[0]
     trained = f"{first.config['dataset']}, {first.config['student']}, {first.config['epochs']} epochs"
+    n = min(len(run.robust) for run in runs)
+    cut = "" if n == first.report["n"] else f" (the attacks were ended within the first {first.report['n']:,})"
+    hardware = dict.fromkeys(name for run in runs for name in run.hardware)
     about = (
-        f"{trained}; AutoAttack ({first.report['version']}) on "
-        f"{first.report['n']} test images, the last epoch's weights; mean ± standard deviation over seeds, percent."
+        f"{trained}; AutoAttack ({first.report['version']}) on the first "
+        f"{n:,} test images{cut}, the last epoch's weights; mean ± standard deviation over seeds, percent. Trained on "
+        f"{'; '.join(hardware)}."
     )
     paired = "Paired differences in percentage points, with 95% bootstrap intervals over images and seeds:"
     text = f"{about}\n\n{table(groups)}\n" + (f"\n{paired}\n\n{differences_table(entries)}\n" if entries else "")

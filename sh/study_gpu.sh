@@ -67,7 +67,7 @@ attack() { # MARK IMAGES
     fi
     if [ "$status" = 0 ]; then
         timeout -s TERM "$(left)" "$PYTHON" eval_autoattack.py --checkpoint "$last" --epsilon "$epsilon" \
-            --precision tf32 --n-examples "$2" --log-dir "$folder" --mark "epsilon$epsilon" 2>"$(errors "$1")" | tail -n 1 || status=$?
+            --precision tf32 --batch-size 1000 --n-examples "$2" --log-dir "$folder" --mark "epsilon$epsilon" 2>"$(errors "$1")" | tail -n 1 || status=$?
     fi
     case $status in 0 | 124) rm "$(errors "$1")" ;; esac
 }

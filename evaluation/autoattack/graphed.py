@@ -71,14 +71,15 @@ class _Graph:
     """Forward and backward pass of a network on as many images as the example has, each captured once."""
 
     def __init__(self, network: Callable[[Tensor], Tensor], example: Tensor, pool: Any):
-        self._images = example.requires_grad_()
+        self._images = example
 
         def forward() -> None:
             with torch.enable_grad():
-                self._logits = network(self._images)
+                self._leaf = self._images.detach().requires_grad_()
+                self._logits = network(self._leaf)
 
         def backward() -> None:
-            (self._image_gradient,) = torch.autograd.grad(self._logits, self._images, self._logit_gradient)
+            (self._image_gradient,) = torch.autograd.grad(self._logits, self._leaf, self._logit_gradient)
 
         def first() -> None:  # what is chosen or allocated only once
             forward()
@@ -91,9 +92,8 @@ class _Graph:
     def answer(self, images: Tensor) -> Tensor:
         """Logits (N, K) of images (N, C, H, W), N at most the example's."""
         n = len(images)
-        with torch.no_grad():
-            self._images[:n].copy_(images)
-            self._images[n:].copy_(images[-1:])
+        self._images[:n].copy_(images)
+        self._images[n:].copy_(images[-1:])
         self._forward()
         return self._logits[:n].detach().clone()  # the next replay overwrites them
 

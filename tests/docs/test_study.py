@@ -30,7 +30,7 @@ def write_run(folder, method, seed, epochs=3):
     )
     (attack / "autoattack.json").write_text(json.dumps(report))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "train.log").write_text("log\n")
+    (folder / "train.log").write_text("time at-seed1: at, seed 1, fp32; a computer, torch 2\nlog\n")
     if method == "lbgat0":
         (folder / "pgd20.json").write_text(json.dumps({"pgd20": {"0.1": 70 + 2.0 * seed}}))
     np.savez(attack / "autoattack.npz", clean_prediction=np.where(clean, 1, 0), label=np.ones(10, int), robust=robust)
@@ -62,14 +62,41 @@ def test_tables_and_picture(tmp_path, monkeypatch):
         "60",
     ]
     assert cells(text, "|     0.1 | AT") == ["0.1", "AT", "1", "90.0", "40.0", "", "", "60"]
-    assert "digits, wrn-10-1, 3 epochs; AutoAttack (standard) on 10 test images" in text and "IKL" not in text
+    assert (
+        "digits, wrn-10-1, 3 epochs; AutoAttack (standard) on the first 10 test images, the" in text
+        and "IKL" not in text
+    )
+    assert "Trained on a computer, torch 2." in text
     (entry,) = json.loads((out / "study.json").read_text())["differences"]
     assert entry["methods"] == ["LBGAT0", "TRADES6"]
     assert entry["seeds"] == [1, 2]
     assert (entry["clean"][0], entry["robust"][0]) == pytest.approx((15, -10))
     assert entry["robust"][1] < -10 < entry["robust"][2]
     assert (out / "plane.png").read_bytes().startswith(b"\x89PNG")
-    assert (out / "runs/at-epsilon0.1-seed1/train.log").read_text() == "log\n"
+    assert (out / "runs/at-epsilon0.1-seed1/train.log").read_text().endswith("log\n")
+
+
+def test_interrupted_evaluations_count_with_the_images_that_all_have_finished(tmp_path, monkeypatch):
+    write_run(tmp_path / "Logs", "trades6", 1)
+    write_run(tmp_path / "Logs", "lbgat0", 1)
+    attack = tmp_path / "Logs/lbgat0-epsilon0.1-seed1/epsilon0.1"
+    settings = json.loads((attack / "autoattack.json").read_text())
+    (attack / "autoattack.json").unlink()
+    broken_by = np.array([["clean", "", "", "fab-t", "", "", "", "clean", "", ""]])
+    state = {"progress": np.array([[3, 3, 1]]), "seconds": np.zeros((1, 3, 3)), "batch_size": 4, "broken_by": broken_by}
+    np.savez(attack / "autoattack.state.npz", fingerprint=json.dumps(settings), **state)
+    out = tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["study", str(tmp_path / "Logs"), "--out", str(out)])
+    study.main()
+    text = (out / "study.md").read_text()
+    assert "on the first 8 test images (the attacks were ended within the first 10), the last" in text
+    assert cells(text, "|     0.1 | LBGAT0  |")[3:5] == ["75.0", "62.5"]
+    assert cells(text, "|     0.1 | TRADES6")[3:5] == ["100.0", "100.0"]
+    np.savez(
+        attack / "autoattack.state.npz", fingerprint=json.dumps(settings), **state | {"progress": np.zeros((1, 3))}
+    )
+    with pytest.raises(UserError, match="has not finished its first images: run the study again"):
+        study.main()
 
 
 def test_unequal_runs_are_refused(tmp_path):

@@ -39,7 +39,7 @@ def answers(model, x):
     """Logits, and the gradient of a weighted sum of them, as an attack queries them."""
     leaf = x.clone().requires_grad_()
     logits = model(leaf)
-    weights = torch.linspace(-1, 1, logits.numel()).view_as(logits)
+    weights = torch.linspace(-1, 1, logits.numel(), device=logits.device).view_as(logits)
     return logits.detach(), torch.autograd.grad((weights * logits).sum(), leaf)[0]
 
 
