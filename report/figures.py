@@ -68,7 +68,8 @@ def draw_margins(networks: dict[str, nn.Module], attacked: dict[str, Tensor], x:
             axes.hist(values, bins, alpha=0.65, color=color, label=f"{label}, {100 * (values > 0).mean():.0f}% right")
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set(title=name, xlabel="logit margin of the right class", yticks=[])
-        axes.legend(fontsize="x-small", frameon=False)
+        axes.set_ylim(top=1.35 * axes.get_ylim()[1])  # room for the legend
+        axes.legend(fontsize="x-small", frameon=False, loc="upper left")
     figure.savefig(file, dpi=130)
 
 
@@ -120,8 +121,9 @@ def draw_perturbations(
     figure.savefig(file, dpi=130)
 
 
-def load_named(text: str) -> tuple[str, nn.Module]:
-    """``NAME=CHECKPOINT`` or ``NAME=CHECKPOINT:guide`` -> the name and the network in eval mode.
+def load_named(text: str) -> tuple[str, nn.Module, str | None]:
+    """``NAME=CHECKPOINT`` or ``NAME=CHECKPOINT:guide`` -> the name, the network in eval mode, and the data set that it
+    was trained on if the file says so.
 
     Raises:
         UserError: not of this form, or no network fits the file.
@@ -131,15 +133,14 @@ def load_named(text: str) -> tuple[str, nn.Module]:
         raise UserError(f"{text!r}: write NAME=CHECKPOINT, such as LBGAT0=checkpoints/lbgat0/last.pt")
     file, guide = path.removesuffix(":guide"), path.endswith(":guide")
     content = load_file(file)
+    config = content.get("config") if isinstance(content, dict) else None
+    dataset = config.get("dataset") if isinstance(config, dict) else None
     if not guide:
-        return name, load_network(content, file).model.eval()
+        return name, load_network(content, file).model.eval(), dataset
     if not isinstance(content, dict) or not content.get("guide"):
         raise UserError(f"{file} holds no guide: pass the last.pt of a --method lbgat run")
-    config = content["config"]
-    student = config["guide"]
-    return name, load_network(
-        {"state_dict": content["guide"]}, file, student, config.get("normalize", "none")
-    ).model.eval()
+    network = load_network({"state_dict": content["guide"]}, file, config["guide"], config.get("normalize", "none"))
+    return name, network.model.eval(), dataset
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -147,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m report.figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("networks", nargs="+", metavar="NAME=CHECKPOINT")
-    parser.add_argument("--dataset", default="digits")
+    parser.add_argument("--dataset", help="of the test images (default: the one that the first network was trained on)")
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--epsilon", default="0.031", help="of the attack (default: %(default)s)")
     parser.add_argument("--n-examples", type=int, default=360, help="test images in the margins (default: %(default)s)")
@@ -155,10 +156,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("Logs/figures"), help="folder (default: %(default)s)")
     arguments = parser.parse_args(argv)
     epsilon, named = parse_epsilon(arguments.epsilon), [load_named(text) for text in arguments.networks]
-    networks = dict(named)
+    networks, dataset = {name: network for name, network, _ in named}, arguments.dataset or named[0][2]
     if len(networks) < len(named):
         raise UserError("two networks have one name: write another before =")
-    x, y = load_test(arguments.dataset, arguments.n_examples, arguments.data_dir)
+    if dataset is None:
+        raise UserError("the first checkpoint does not say what it was trained on: add --dataset NAME")
+    x, y = load_test(dataset, arguments.n_examples, arguments.data_dir)
     try:
         first, second = map(int, arguments.images.split(","))
         if first == second or not {first, second} <= set(range(len(x))):

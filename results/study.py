@@ -237,9 +237,21 @@ def main() -> None:
     paired = "Paired differences in percentage points, with 95% bootstrap intervals over images and seeds:"
     text = f"{about}\n\n{table(groups)}\n" + (f"\n{paired}\n\n{differences_table(entries)}\n" if entries else "")
     (args.out / "study.md").write_text(text)
-    (args.out / "study.json").write_text(
-        json.dumps({"differences": entries, "evaluations": len(runs)}, indent=2) + "\n"
-    )
+    content = {name: first.config[name] for name in ("dataset", "student", "epochs")} | {
+        "runs": [
+            {
+                "method": NAMES[run.method],
+                "seed": run.config["seed"],
+                "epsilon": epsilon,
+                **dict(zip(("clean", "robust"), run.accuracies, strict=True)),
+            }
+            for epsilon, methods in groups.items()
+            for of in methods.values()
+            for run in of
+        ],
+        "differences": entries,
+    }
+    (args.out / "study.json").write_text(json.dumps(content, indent=2) + "\n")
     draw(groups, args.out / "plane.png")
     print(text)
 

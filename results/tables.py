@@ -203,6 +203,8 @@ TABLES: dict[str, Callable[[Records, Link], str]] = {
     "front_end": front_end_table,
     "agreement": agreement_table,
     "methods": partial(included, "*/methods.md"),
+    "studies": partial(included, "study-*/study.md"),
+    "ablations": partial(included, "ablations-*/ablations.md"),
     "precision": partial(included, "*/precision.md"),
     "processes": processes_table,
     "gpus": gpus_table,

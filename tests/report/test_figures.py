@@ -45,13 +45,16 @@ def test_one_command_draws_three_pictures(tmp_path, capsys):
     content = torch.load(SHIPPED, weights_only=True)
     config = {"student": "wrn-10-1", "guide": "wrn-10-1", "dataset": "digits"}
     torch.save({"config": config, "student": content["student"], "guide": guide.state_dict()}, path)
-    flags = ["--dataset", "digits", "--epsilon", "0.1", "--n-examples", "12", "--out", str(tmp_path / "figures")]
+    flags = ["--epsilon", "0.1", "--n-examples", "12", "--out", str(tmp_path / "figures")]
     main([f"student={path}", f"guide={path}:guide", *flags])
     assert "pictures: " in capsys.readouterr().out
     for name in ("margins", "boundaries", "perturbations"):
         assert (tmp_path / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     x = torch.rand(2, 3, 16, 16)
     assert torch.equal(load_named(f"g={path}:guide")[1](x), guide.eval()(x))
+    torch.save({"state_dict": guide.state_dict()}, path)
+    with pytest.raises(UserError, match="the first checkpoint does not say what it was trained on: add --dataset"):
+        main([f"student={path}"])
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,26 @@ def test_every_method_has_the_same_budget(study, script, seeds, epsilons, number
     assert calls[-1][:2] == ["-m", "results.study"]
 
 
+@pytest.mark.parametrize(("dataset", "seeds"), [("digits", 3), ("cifar10", 2)])
+def test_ablations_change_one_thing_each(study, dataset, seeds):
+    _, calls = study("sh/ablations.sh", dataset)
+    runs = trained(calls)
+    assert len(runs) == 15 * seeds and not of(calls, "eval_autoattack.py")
+    base = runs["lbgat0-seed1"]
+    assert (base.method, base.parameters, base.guide) == ("lbgat", {"beta": 0, "mse_weight": 1}, base.student)
+    for mark, config in runs.items():
+        changed = {k for k, v in config.as_dict().items() if base.as_dict().get(k, v) != v} - {"mark", "seed"}
+        if mark.endswith("-seed1") and config.method.startswith("lbgat") and mark != "lbgat0-seed1":
+            assert changed - {"guide_checkpoint"} <= {"method"} or len(changed) == 1, mark
+    assert runs["frozen-seed2"].guide_checkpoint == f"checkpoints/ablations-{dataset}/natural-seed2/last.pt"
+    assert runs["kl4-seed1"].parameters == {"beta": 0, "kd_weight": 1, "temperature": 4}
+    order = list(runs)
+    assert all(order.index(f"natural-seed{seed}") < order.index("lbgat0-seed1") for seed in range(1, seeds + 1))
+    assert calls[-1][:2] == ["-m", "results.ablations"]
+    output, _ = study("sh/ablations.sh", status=2)
+    assert output == "error: say on what: bash sh/ablations.sh digits, or cifar10\n"
+
+
 def of(calls, program):
     return [call for call in calls if program in call[:2]]
 

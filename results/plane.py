@@ -1,0 +1,108 @@
+"""The clean-against-robust plane: what was published and what the studies here measured, in one picture.
+
+    python -m results.plane --out docs/plane.png
+
+Published figures are of full schedules and large networks; those of results/ say how far a smaller budget carries. Only
+standard AutoAttack at 0.031 and 8/255, which are all but the same.
+"""
+
+import argparse
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from results.records import Records, display
+from utils.errors import run_program
+from utils.options import parse_epsilon
+
+FAMILIES = {"LBGAT": "tab:orange", "TRADES": "tab:blue", "AT": "tab:green", "": "tab:gray"}
+DATASETS = {"cifar100": "CIFAR-100", "cifar10": "CIFAR-10"}
+EPSILONS = (0.031, 8 / 255)
+NAMED = ("LBGAT0", "LBGAT6", "LBGAT-AWP*", "TRADES6", "TRADES-AWP")  # of the published
+FEWEST = 500  # images attacked in a run beside the studies
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method's mean over seeds, in percent. ``budget`` is empty where it was published."""
+
+    dataset: str
+    method: str
+    budget: str
+    clean: float
+    robust: float
+
+    @property
+    def family(self) -> str:
+        return next(name for name in FAMILIES if self.method.startswith(name))
+
+
+def published(records: Records) -> list[Point]:
+    """Every published figure at these epsilons without further training images."""
+    return [
+        Point(row["dataset"], row["method"], "", float(row["clean"]), float(row["autoattack"]))
+        for row in records.published
+        if not row["extra_data"] and any(abs(parse_epsilon(row["epsilon"]) - e) < 1e-6 for e in EPSILONS)
+    ]
+
+
+def measured(records: Records) -> list[Point]:
+    """Every method of every study on these data sets, at 0.031, and every other run that has been attacked so."""
+    points = []
+    for run in records.runs.values():
+        for report in run.reports:
+            if (report["dataset"] in DATASETS and report["version"] == "standard" and report["n"] >= FEWEST
+                    and report["epsilon"] == EPSILONS[0]):  # fmt: skip
+                budget = f"{display(run.config['student'])}, {len(run.epochs)} epochs"
+                method = (
+                    records.recipes[run.folder.name].method if run.folder.name in records.recipes else run.folder.name
+                )
+                accuracies = report["clean_accuracy"], report["robust_accuracy"]
+                points.append(Point(report["dataset"], method.split(" in ")[0], budget, *accuracies))
+    for study in records.json_files("study-*/study.json").values():
+        of: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for run in study["runs"]:
+            if study["dataset"] in DATASETS and run["epsilon"] == EPSILONS[0]:
+                of[run["method"]].append(run)
+        budget = f"{display(study['student'])}, {study['epochs']} epochs"
+        for method, runs in of.items():
+            clean, robust = (float(np.mean([run[what] for run in runs])) for what in ("clean", "robust"))
+            points.append(Point(study["dataset"], method, budget, clean, robust))
+    return points
+
+
+def draw(points: list[Point], path: Path) -> None:
+    """A panel for each data set; published points are hollow, measured ones full and named."""
+    figure = Figure(figsize=(10.5, 4.8), layout="constrained")
+    for axes, (dataset, title) in zip(figure.subplots(1, 2), DATASETS.items(), strict=True):
+        for point in (point for point in points if point.dataset == dataset):
+            color = FAMILIES[point.family]
+            axes.scatter(
+                point.clean, point.robust, s=55 if point.budget else 28, color=color if point.budget else "none",
+                edgecolors=color,
+            )  # fmt: skip
+            if point.budget or point.method in NAMED:
+                text = f"{point.method} ({point.budget})" if point.budget else point.method
+                axes.annotate(
+                    text, (point.clean, point.robust), (4, 4), textcoords="offset points", fontsize=6.5, color=color
+                )
+        axes.set(title=title, xlabel="clean accuracy, %", ylabel="AutoAttack accuracy, %")
+        axes.margins(0.12)
+        axes.grid(alpha=0.3)
+    figure.suptitle("hollow: published, full schedules; full: measured here, short ones", fontsize="medium")
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    out, records = parser.parse_args().out, Records()
+    draw([*published(records), *measured(records)], out)
+
+
+if __name__ == "__main__":
+    run_program(main)
