@@ -83,7 +83,7 @@ class TrainConfig(CommonConfig):
     )
     guide: str = option(
         "resnet18-guide",
-        "natural classifier that guides LBGAT: resnet18-guide or any network, also yours; other methods have none",
+        "natural classifier that guides LBGAT (HAT: helps): resnet18-guide or any network, also yours",
         "method",
         parse=parse_model,
         aliases=("-teacher_model",),

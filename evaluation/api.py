@@ -77,7 +77,7 @@ def evaluate(
         batch_size: images attacked at once; the random starts depend on it.
         device: where to compute; by default where the model is.
         precision: ``fp32``, ``tf32`` or ``bf16``, of the attacks; what they find is always checked in fp32.
-        compile: ``off``, ``on`` for torch.compile, or ``auto`` for CUDA graphs on CUDA.
+        compile: ``off``, ``on`` for torch.compile, or ``auto``; see ``AttackedModel``.
         plain: run the official front end on the untouched network: slower, for comparison.
         folder: save the state there after each attack on a batch (``evaluate.state.npz``): the same call resumes, and
             once it has finished returns the result at once. None saves nothing.

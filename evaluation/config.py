@@ -72,7 +72,7 @@ class EvalConfig(CommonConfig):
     )
     compile: str = option(
         "auto",
-        "on runs the attacks' queries through torch.compile; auto makes them CUDA graphs on CUDA",
+        "on: the attacks' queries through torch.compile; auto: on CUDA as graphs, of a network of yours compiled",
         choices=COMPILE,
     )
     plain: bool = option(False, "run the official front end on the untouched network: slower, for comparison", "attack")

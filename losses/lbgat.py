@@ -1,6 +1,6 @@
 """LBGAT: learnable boundary guided adversarial training (Cui et al., ICCV 2021), and variants that take one part away.
 
-The variants are for ablations (``sh/ablations_*.sh``); the paper has no recipe of them.
+The variants are for ablations (``sh/ablations.sh``); the paper has no recipe of them.
 """
 
 from collections.abc import Mapping

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from report.tables import markdown_table
-from results.study import TRAINING, mean_and_deviation
+from results.study import EQUAL, TRAINING, check_equal, mean_and_deviation
 from utils.errors import UserError, run_program
 from utils.options import format_epsilon
 
@@ -84,6 +84,8 @@ def main() -> None:
     args = parser.parse_args()
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for measured in sorted(args.folder.glob("*/pgd20.json")):
+        if measured.parent.name.rpartition("-seed")[0] not in VARIANTS:
+            raise UserError(f"{measured.parent} is no variant of sh/ablations.sh: move it elsewhere")
         name, copy = measured.parent.name, args.out / "runs" / measured.parent.name
         copy.mkdir(parents=True, exist_ok=True)
         for file in TRAINING:
@@ -92,6 +94,8 @@ def main() -> None:
     if not runs:
         raise UserError(f"no finished run in {args.folder}: run sh/ablations.sh first")
     every = [run for of in runs.values() for run in of]
+    check_equal([run["config"] for run in every], (*EQUAL, "epsilon"))
+    check_equal(every, ("epsilon", "images"))
     first, hardware = every[0], sorted({run["hardware"] for run in every})
     text = (
         f"{first['config']['dataset']}, student WRN-10-2, {first['config']['epochs']} epochs, the last one's weights; "

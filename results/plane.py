@@ -1,9 +1,9 @@
-"""The clean-against-robust plane: what was published and what the studies here measured, in one picture.
+"""The clean-against-robust plane: what was published and what was measured here, in one picture.
 
-    python -m results.plane --out docs/plane.png
+    python -m results.plane --out docs/figures/plane.png
 
 Published figures are of full schedules and large networks; those of results/ say how far a smaller budget carries. Only
-standard AutoAttack at 0.031 and 8/255, which are all but the same.
+standard AutoAttack at 0.031 and 8/255, which are all but the same. Clean accuracy of a study is of all test images.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from results.records import Records, display
 from utils.errors import run_program
-from utils.options import parse_epsilon
+from utils.options import format_epsilon, parse_epsilon
 
 FAMILIES = {"LBGAT": "tab:orange", "TRADES": "tab:blue", "AT": "tab:green", "": "tab:gray"}
 DATASETS = {"cifar100": "CIFAR-100", "cifar10": "CIFAR-10"}
@@ -76,7 +76,7 @@ def measured(records: Records) -> list[Point]:
 
 
 def draw(points: list[Point], path: Path) -> None:
-    """A panel for each data set; published points are hollow, measured ones full and named."""
+    """A panel for each data set; published points are hollow, measured ones full and named; a color for each family."""
     figure = Figure(figsize=(10.5, 4.8), layout="constrained")
     for axes, (dataset, title) in zip(figure.subplots(1, 2), DATASETS.items(), strict=True):
         for point in (point for point in points if point.dataset == dataset):
@@ -93,7 +93,28 @@ def draw(points: list[Point], path: Path) -> None:
         axes.set(title=title, xlabel="clean accuracy, %", ylabel="AutoAttack accuracy, %")
         axes.margins(0.12)
         axes.grid(alpha=0.3)
+    for family, color in FAMILIES.items():
+        axes.scatter([], [], color=color, label=family or "others")
+    axes.legend(fontsize="small", loc="lower left")
     figure.suptitle("hollow: published, full schedules; full: measured here, short ones", fontsize="medium")
+    figure.savefig(path, dpi=130)
+
+
+def draw_study(points: dict[float, dict[str, list[tuple[float, float]]]], path: Path) -> None:
+    """A panel for each epsilon: every run's clean and robust accuracy, and each method's mean by its name."""
+    figure = Figure(figsize=(4.6 * len(points), 4.2), layout="constrained")
+    for axes, (epsilon, methods) in zip(
+        figure.subplots(1, len(points), squeeze=False)[0], sorted(points.items()), strict=True
+    ):
+        for method, runs in methods.items():
+            color = axes.scatter(*zip(*runs, strict=True), s=14, alpha=0.5).get_facecolor()
+            mean = np.mean(runs, axis=0)
+            axes.scatter(*mean, s=60, color=color[:, :3], label=method, edgecolors="black", linewidths=0.6)
+        axes.set(
+            title=f"epsilon {format_epsilon(epsilon)}", xlabel="clean accuracy, %", ylabel="AutoAttack accuracy, %"
+        )
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
     figure.savefig(path, dpi=130)
 
 

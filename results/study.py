@@ -3,24 +3,25 @@
     python -m results.study Logs/study-digits --out results/study-digits
 
 Reads every evaluation in the folders of the study, copies what its figures are made of (settings, epochs, log and the
-verdict of every image), and writes study.md, study.json and plane.png. All figures are of the images that have a
-verdict in every evaluation: the first ones, where an evaluation was interrupted.
+verdict of every image), and writes study.md, study.json and plane.png. At each epsilon all figures are of the images
+that have a verdict in every evaluation: the first ones, where an evaluation was interrupted.
 """
 
 import argparse
 import json
 import shutil
 import statistics
+import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from report.tables import markdown_table
+from results.plane import draw_study
 from utils.errors import UserError, run_program
 from utils.options import format_epsilon
 from utils.statistics import paired_difference
@@ -44,7 +45,8 @@ class Run:
     """One training with one evaluation; the training's folder is named METHOD-...-seedN, and holds the evaluation's.
 
     Attributes:
-        pgd20: accuracy on the whole test set at the evaluation's epsilon in percent; None if it was not measured.
+        whole: accuracy in percent on the whole test set, clean and under PGD-20 at the evaluation's epsilon; None if
+            not measured.
         clean, robust: (N,) bool, the verdict of every image.
         hardware: of the training, each once.
         guide: accuracy of the guide after the last epoch in percent; None where the method has none.
@@ -56,7 +58,7 @@ class Run:
     report: dict[str, Any]
     seconds: float
     guide: float | None
-    pgd20: float | None
+    whole: tuple[float, float] | None
     clean: np.ndarray
     robust: np.ndarray
     hardware: tuple[str, ...]
@@ -77,8 +79,10 @@ def read(attack: Path) -> Run:
     hardware = tuple(dict.fromkeys(line.rpartition("; ")[2] for line in lines))
     seconds, guide = sum(epoch["seconds"] for epoch in epochs), epochs[-1].get("guide_clean")
     measured = folder / "pgd20.json"
-    pgd20 = json.loads(measured.read_text())["pgd20"].get(f"{report['epsilon']:.6g}") if measured.exists() else None
-    return Run(folder, folder.name.split("-")[0], config, report, seconds, guide, pgd20, clean, robust, hardware)
+    test = json.loads(measured.read_text()) if measured.exists() else {"pgd20": {}}
+    pgd20 = test["pgd20"].get(f"{report['epsilon']:.6g}")
+    whole = None if pgd20 is None else (test["clean"], pgd20)
+    return Run(folder, folder.name.split("-")[0], config, report, seconds, guide, whole, clean, robust, hardware)
 
 
 def verdicts(attack: Path) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
@@ -95,27 +99,56 @@ def verdicts(attack: Path) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
         return json.loads(str(state["fingerprint"])), broken_by != "clean", broken_by == ""
 
 
+EQUAL = ("dataset", "student", "norm", "epochs", "batch_size", "limit_train", "val_size", "precision", "lr", "schedule",
+         "weight_decay")  # fmt: skip
+EQUALLY_ATTACKED = ("data_sha256", "norm", "version", "attacks", "seed", "batch_size", "precision")
+
+
+def check_equal(configs: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
+    """Raises: UserError: settings of these names differ."""
+    for name in names:
+        values = {str(config.get(name)) for config in configs}
+        if len(values) > 1:
+            raise UserError(f"the runs differ in {name} ({', '.join(sorted(values))}): compare equal ones")
+
+
 def grouped(runs: list[Run]) -> dict[float, dict[str, list[Run]]]:
-    """The runs of each method at each epsilon.
+    """The runs of each method at each epsilon, with the images that have a verdict in all runs at that epsilon.
 
     Raises:
-        UserError: they are not of equal trainings, or not attacked on the same images.
+        UserError: they are not of equal trainings, or not attacked alike on the same images.
     """
-    for what, values in {
-        "epochs": {run.config["epochs"] for run in runs},
-        "data set": {run.config["dataset"] for run in runs},
-        "student": {run.config["student"] for run in runs},
-        "images attacked": {run.report["data_sha256"] for run in runs},
-        "attacks": {run.report["version"] for run in runs},
-    }.items():
-        if len(values) > 1:
-            raise UserError(f"the runs differ in {what} ({', '.join(map(str, sorted(values)))}): compare equal ones")
-    if (n := min(len(run.robust) for run in runs)) == 0:
-        raise UserError("an evaluation has not finished its first images: run the study again, which goes on")
+    check_equal([run.config for run in runs], EQUAL)
+    check_equal([run.report for run in runs], EQUALLY_ATTACKED)
     groups: dict[float, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in sorted(runs, key=lambda run: run.config["seed"]):
-        groups[run.report["epsilon"]][run.method].append(replace(run, clean=run.clean[:n], robust=run.robust[:n]))
+        epsilon = run.report["epsilon"]
+        n = min(len(other.robust) for other in runs if other.report["epsilon"] == epsilon)
+        groups[epsilon][run.method].append(replace(run, clean=run.clean[:n], robust=run.robust[:n]))
     return groups
+
+
+def attacked_images(groups: dict[float, dict[str, list[Run]]]) -> str:
+    """``AutoAttack (standard) on the first 500 test images``, and where it was ended early."""
+    parts = []
+    for epsilon, methods in sorted(groups.items()):
+        first = next(iter(methods.values()))[0]
+        n, planned = len(first.robust), first.report["n"]
+        cut = f" at {format_epsilon(epsilon)} (ended within the first {planned:,})" if n < planned else ""
+        precision = first.report.get("precision", "fp32")
+        queries = f", queries in {precision}" if precision != "fp32" else ""
+        parts.append(f"AutoAttack ({first.report['version']}{queries}) on the first {n:,} test images{cut}")
+    return "; ".join(dict.fromkeys(parts))
+
+
+def name_of(method: str) -> str:
+    return NAMES.get(method, method)
+
+
+def in_order(methods: Iterable[str]) -> list[str]:
+    """Those of ``NAMES`` first."""
+    known = [name for name in NAMES if name in methods]
+    return known + sorted(set(methods) - set(known))
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
@@ -127,23 +160,23 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 def table(groups: dict[float, dict[str, list[Run]]]) -> str:
     rows = []
     for epsilon, methods in sorted(groups.items()):
-        for method in sorted(methods, key=list(NAMES).index):
+        for method in in_order(methods):
             runs = methods[method]
             guides = [run.guide for run in runs if run.guide is not None]
-            pgd20 = [run.pgd20 for run in runs if run.pgd20 is not None]
+            whole = [run.whole for run in runs if run.whole is not None]
             rows.append(
                 [
                     format_epsilon(epsilon),
-                    NAMES[method],
+                    name_of(method),
                     ", ".join(str(run.config["seed"]) for run in runs),
                     *map(mean_and_deviation, zip(*(run.accuracies for run in runs), strict=True)),
-                    mean_and_deviation(pgd20) if pgd20 else "",
+                    *(map(mean_and_deviation, zip(*whole, strict=True)) if whole else ("", "")),
                     mean_and_deviation(guides) if guides else "",
                     f"{statistics.mean(run.seconds for run in runs):.0f}",
                 ]
             )
-    head = ["epsilon", "method", "seeds", "clean", "AutoAttack", "PGD-20, all test images"]
-    head += ["guide, held out", "seconds of training"]
+    head = ["epsilon", "method", "seeds", "clean, images attacked", "AutoAttack", "clean, all test images"]
+    head += ["PGD-20, all test images", "guide, held out", "seconds of training"]
     used = [i for i in range(len(head)) if any(row[i] for row in rows)]
     return markdown_table([head[i] for i in used], [[row[i] for i in used] for row in rows])
 
@@ -162,7 +195,7 @@ def differences(groups: dict[float, dict[str, list[Run]]]) -> list[dict[str, Any
                     for what in ("clean", "robust")
                 }
                 entry = {what: paired_difference(*both) for what, both in verdicts.items()}
-                found.append({"epsilon": epsilon, "methods": [NAMES[m] for m in pair], "seeds": seeds, **entry})
+                found.append({"epsilon": epsilon, "methods": [name_of(m) for m in pair], "seeds": seeds, **entry})
     return found
 
 
@@ -184,25 +217,6 @@ def differences_table(entries: list[dict[str, Any]]) -> str:
     return markdown_table(["epsilon", "difference", "seeds", "clean", "AutoAttack"], rows)
 
 
-def draw(groups: dict[float, dict[str, list[Run]]], path: Path) -> None:
-    """The clean-against-robust plane, a panel for each epsilon: every run, and each method's mean by its name."""
-    figure = Figure(figsize=(4.6 * len(groups), 4.2), layout="constrained")
-    for axes, (epsilon, methods) in zip(
-        figure.subplots(1, len(groups), squeeze=False)[0], sorted(groups.items()), strict=True
-    ):
-        for method, runs in sorted(methods.items(), key=lambda item: list(NAMES).index(item[0])):
-            points = [run.accuracies for run in runs]
-            mean = np.mean(points, axis=0)
-            color = axes.scatter(*zip(*points, strict=True), s=14, alpha=0.5).get_facecolor()
-            axes.scatter(*mean, s=60, color=color[:, :3], label=NAMES[method], edgecolors="black", linewidths=0.6)
-        axes.set(
-            title=f"epsilon {format_epsilon(epsilon)}", xlabel="clean accuracy, %", ylabel="AutoAttack accuracy, %"
-        )
-        axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    figure.savefig(path, dpi=130)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the study's log folder")
@@ -221,29 +235,36 @@ def main() -> None:
         for name in TRAINING:
             if (attack.parent / name).exists():
                 shutil.copyfile(attack.parent / name, copy.parent / name)
-    runs = [read(copy) for copy in copies]
+    every = [read(copy) for copy in copies]
+    runs = [run for run in every if len(run.robust)]
+    for run in every:
+        if not len(run.robust):
+            print(f"left out: {run.folder.name}, whose attacks have not finished an image", file=sys.stderr)
+    if not runs:
+        raise UserError("no evaluation has finished its first images: run the study again, which goes on")
     groups = grouped(runs)
     entries = differences(groups)
     first = runs[0]
     trained = f"{first.config['dataset']}, {first.config['student']}, {first.config['epochs']} epochs"
-    n = min(len(run.robust) for run in runs)
-    cut = "" if n == first.report["n"] else f" (the attacks were ended within the first {first.report['n']:,})"
-    hardware = dict.fromkeys(name for run in runs for name in run.hardware)
-    about = (
-        f"{trained}; AutoAttack ({first.report['version']}) on the first "
-        f"{n:,} test images{cut}, the last epoch's weights; mean ± standard deviation over seeds, percent. Trained on "
-        f"{'; '.join(hardware)}."
+    seeds = {run.config["seed"] for run in runs}
+    text = f"{trained}, the last one's weights; {attacked_images(groups)}; percent"
+    text += "; mean ± standard deviation over seeds. " if len(seeds) > 1 else "; one seed. "
+    text += (
+        f"Trained on {'; '.join(dict.fromkeys(name for run in runs for name in run.hardware))}.\n\n{table(groups)}\n"
     )
-    paired = "Paired differences in percentage points, with 95% bootstrap intervals over images and seeds:"
-    text = f"{about}\n\n{table(groups)}\n" + (f"\n{paired}\n\n{differences_table(entries)}\n" if entries else "")
+    if entries:
+        over = "images and seeds" if len(seeds) > 1 else "images: they say nothing about other seeds"
+        text += f"\nPaired differences in percentage points, with 95% bootstrap intervals over {over}.\n\n"
+        text += f"{differences_table(entries)}\n"
     (args.out / "study.md").write_text(text)
     content = {name: first.config[name] for name in ("dataset", "student", "epochs")} | {
         "runs": [
             {
-                "method": NAMES[run.method],
+                "method": name_of(run.method),
                 "seed": run.config["seed"],
                 "epsilon": epsilon,
-                **dict(zip(("clean", "robust"), run.accuracies, strict=True)),
+                "clean": run.whole[0] if run.whole else run.accuracies[0],
+                "robust": run.accuracies[1],
             }
             for epsilon, methods in groups.items()
             for of in methods.values()
@@ -252,7 +273,11 @@ def main() -> None:
         "differences": entries,
     }
     (args.out / "study.json").write_text(json.dumps(content, indent=2) + "\n")
-    draw(groups, args.out / "plane.png")
+    points = {
+        epsilon: {name_of(method): [run.accuracies for run in methods[method]] for method in in_order(methods)}
+        for epsilon, methods in groups.items()
+    }
+    draw_study(points, args.out / "plane.png")
     print(text)
 
 

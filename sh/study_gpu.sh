@@ -4,9 +4,10 @@
 # Goes through the pieces (tests step resnet18 autoattack wrn-34-10 cifar10, in this order; or those named) until the minutes
 # are over, writes tables of what is finished to results/study-gpu-* and prints what comes next; the same command goes on
 # there. Weights are in checkpoints/study-gpu-*. Trained in bf16; the last epoch is attacked by standard AutoAttack at 0.031,
-# with queries in tf32 and the verdict in float32; 1,000 training images are held out and only watched. PROCESSES (1) trainings or attacks run at once: one alone leaves a fast GPU
-# idle at times, more so the smaller its network, and NVIDIA's MPS lets several compute at the same time.
-# EPOCHS is 30 unless set, METHODS "lbgat0 trades6 at lbgat6", of WRN-34-10 the first two.
+# with queries in tf32 and the verdict in float32; 1,000 training images are held out and only watched.
+# EPOCHS is 30 unless set, METHODS "lbgat0 trades6 at lbgat6", of WRN-34-10 the first two; the piece autoattack attacks the
+# ResNet-18 of lbgat0. PROCESSES (1) trainings or attacks run at once: one alone leaves a fast GPU idle at times, and
+# NVIDIA's MPS lets several compute at the same time. Seconds are then those of runs that share the GPU.
 # SMALL=1 runs all pieces on digits with tiny sizes, also on a CPU; its tables are in Logs/.
 
 minutes=${1:-}
@@ -18,23 +19,28 @@ pieces="tests step resnet18 autoattack wrn-34-10 cifar10"
 for piece in "$@"; do
     [[ " $pieces " == *" $piece "* ]] || { echo "error: no piece $piece: choose $pieces" >&2; exit 2; }
 done
-pieces=${*:-$pieces}
+pieces=${*:-$pieces} processes=${PROCESSES:-1}
+[ "$processes" -ge 1 ] 2>/dev/null || { echo "error: PROCESSES=$processes must be a whole number from 1 on" >&2; exit 2; }
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements-dev.txt
 deadline=$((60 * minutes - 30))  # of SECONDS, which count from the start; the tables take some
 results=${SMALL:+Logs/small-}results study=
 mkdir -p Logs
 
+trap 'kill $(jobs -pr) 2>/dev/null; wait; exit 143' INT TERM
+
 left() { echo $((deadline - SECONDS)); }
 
 tables() {
-    [ -n "$study" ] && compgen -G "Logs/$study/*/*/autoattack.json" >/dev/null || return 0
+    [ -n "$study" ] && compgen -G "Logs/$study/*/*/autoattack*.npz" >/dev/null || return 0
     "$PYTHON" -m results.study "Logs/$study" --out "$results/$study"
 }
 
 stop() { # WHAT [REASON]: write this study's tables, say what comes next, and end; status 1 with a reason
+    local reason=${2:-}
+    wait  # each job ends in time by itself
     tables || true
-    echo "next: $1${2:+, which failed: $2}; run the same command again"
-    exit $((${#2} > 0))
+    echo "next: $1${reason:+, which failed: $reason}; run the same command again"
+    exit $((${#reason} > 0))
 }
 
 need() { # SECONDS WHAT
@@ -43,37 +49,51 @@ need() { # SECONDS WHAT
 
 errors() { echo "Logs/$study-$1-errors.txt"; }
 
-reason() { tail -qn 1 "$(errors "$1")" 2>/dev/null; }
-
-is_trained() { grep -qs 'finished: ' "Logs/$study/$1/train.log"; }
-
-is_attacked() { [ -s "Logs/$study/$1/epsilon$epsilon/autoattack.json" ]; }
-
-train() { # MARK FLAGS...
-    local mark=$1
-    shift
-    "$PYTHON" train_lbgat.py "${common[@]}" "$@" --epochs "$epochs" --save-freq 1000 --mark "$mark" \
-        --log-dir "Logs/$study" --checkpoint-dir "checkpoints/$study" \
-        --max-minutes "$(awk "BEGIN { print ($(left) - 20) / 60 }")" >/dev/null 2>"$(errors "$mark")" || return
-    tail -n 2 "Logs/$study/$mark/train.log"
-    rm "$(errors "$mark")"
+check() { # MARK WHAT: stop if its job has failed
+    local file
+    file=$(errors "$1")
+    [ ! -e "$file.status" ] || stop "$2" "$(tail -n 1 "$file") (status $(cat "$file.status"))"
 }
 
+is_trained() { # MARK
+    local folder=Logs/$study/$1
+    grep -qs 'finished: ' "$folder/train.log" && grep -q "\"epochs\": $epochs," "$folder/config.json"
+}
+
+is_attacked() { # MARK
+    local attacked=Logs/$study/$1/epsilon$epsilon/autoattack.json
+    [ -s "$attacked" ] && [ ! "checkpoints/$study/$1/last.pt" -nt "$attacked" ]
+}
+
+job() { # MARK COMMAND...: run it; leave what it says, and its status if it failed
+    local file status=0
+    file=$(errors "$1")
+    rm -f "$file.status"
+    "${@:2}" 2>"$file" || status=$?
+    case $status in 0 | 124) rm "$file" ;; *) echo "$status" >"$file.status" ;; esac
+}
+
+train() { # MARK FLAGS...
+    "$PYTHON" train_lbgat.py "${common[@]}" "${@:2}" --epochs "$epochs" --save-freq 1000 --mark "$1" \
+        --log-dir "Logs/$study" --checkpoint-dir "checkpoints/$study" \
+        --max-minutes "$(awk "BEGIN { print ($(left) - 20) / 60 }")" >/dev/null || return
+    tail -n 2 "Logs/$study/$1/train.log"
+}
+
+limited() { timeout -s TERM "$(($(left) > 1 ? $(left) : 1))" "$@"; }
+
 attack() { # MARK IMAGES
-    local folder=Logs/$study/$1 last=checkpoints/$study/$1/last.pt status=0
-    if [ ! -s "$folder/pgd20.json" ]; then
-        timeout -s TERM "$(left)" "$PYTHON" -m results.pgd20 "$last" --epsilons "$epsilon" --precision tf32 \
-            --out "$folder/pgd20.json" 2>"$(errors "$1")" || status=$?
+    local folder=Logs/$study/$1 last=checkpoints/$study/$1/last.pt
+    if [ ! -s "$folder/pgd20.json" ] || [ "$last" -nt "$folder/pgd20.json" ]; then
+        limited "$PYTHON" -m results.pgd20 "$last" --epsilons "$epsilon" --precision tf32 \
+            --out "$folder/pgd20.json" || return
     fi
-    if [ "$status" = 0 ]; then
-        timeout -s TERM "$(left)" "$PYTHON" eval_autoattack.py --checkpoint "$last" --epsilon "$epsilon" \
-            --precision tf32 --batch-size 1000 --n-examples "$2" --log-dir "$folder" --mark "epsilon$epsilon" 2>"$(errors "$1")" | tail -n 1 || status=$?
-    fi
-    case $status in 0 | 124) rm "$(errors "$1")" ;; esac
+    limited "$PYTHON" eval_autoattack.py --checkpoint "$last" --epsilon "$epsilon" --precision tf32 \
+        --n-examples "$2" --log-dir "$folder" --mark "epsilon$epsilon" | tail -n 1 | sed "s|^|$1  |"
 }
 
 wait_for_a_place() {
-    while [ "$(jobs -pr | wc -l)" -ge "${PROCESSES:-1}" ]; do wait -n || true; done
+    while [ "$(jobs -pr | wc -l)" -ge "$processes" ]; do wait -n || true; done
 }
 
 benchmark() { # NAME SECONDS MODULE ARGUMENTS...: what fails is tried again by the next call
@@ -82,7 +102,7 @@ benchmark() { # NAME SECONDS MODULE ARGUMENTS...: what fails is tried again by t
     [ ! -e "$out/$name.txt" ] || return 0
     need "$seconds" "$name"
     mkdir -p "$out"
-    timeout "$(left)" "$PYTHON" -m "$@" >"Logs/$name.txt" 2>&1 || status=$?
+    limited "$PYTHON" -m "$@" >"Logs/$name.txt" 2>&1 || status=$?
     [ "$status" != 124 ] || stop "$name"
     [ "$status" = 0 ] || { echo "$name failed: see Logs/$name.txt"; return 0; }
     mv "Logs/$name.txt" "$out/"
@@ -102,21 +122,23 @@ compare() { # STUDY DATASET STUDENT IMAGES METHOD...: first all trainings, then 
         ! is_trained "$name-seed1" || continue
         wait_for_a_place
         need 60 "training of $study/$name-seed1"
-        train "$name-seed1" --dataset "$dataset" --student "$student" $flags &
+        job "$name-seed1" train "$name-seed1" --dataset "$dataset" --student "$student" $flags &
     done
     wait
     for name in "$@"; do
-        is_trained "$name-seed1" || stop "training of $study/$name-seed1" "$(reason "$name-seed1")"
+        check "$name-seed1" "training of $study/$name-seed1"
+        is_trained "$name-seed1" || stop "training of $study/$name-seed1"
     done
     for name in "$@"; do
         ! is_attacked "$name-seed1" || continue
         wait_for_a_place
         need 60 "attacks on $study/$name-seed1"
-        attack "$name-seed1" "$images" &
+        job "$name-seed1" attack "$name-seed1" "$images" &
     done
     wait
     for name in "$@"; do
-        is_attacked "$name-seed1" || stop "attacks on $study/$name-seed1" "$(reason "$name-seed1")"
+        check "$name-seed1" "attacks on $study/$name-seed1"
+        is_attacked "$name-seed1" || stop "attacks on $study/$name-seed1"
     done
     tables
 }

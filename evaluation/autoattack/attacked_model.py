@@ -21,8 +21,8 @@ class AttackedModel(nn.Module):
     Args:
         model: is put into eval mode on the device, frozen, and its weights into channels_last memory order.
         precision: ``fp32``, ``tf32`` or ``bf16``, of the attack's queries.
-        compile: ``on`` runs the queries through torch.compile; ``auto`` makes them CUDA graphs where that is possible,
-            on CUDA and for networks of this project's and PyTorch's modules; ``off`` does neither.
+        compile: ``on`` runs the queries through torch.compile; ``off`` does not; ``auto`` makes them CUDA graphs on
+            CUDA if all modules of the network are this project's or PyTorch's, and compiles any other network there.
         fold: the attacked network has its BatchNorm folded into the convolutions.
         early_exit: broken images are no longer queried.
 
@@ -42,9 +42,10 @@ class AttackedModel(nn.Module):
         super().__init__()
         device = torch.device(device)
         self.model = model.to(device).eval().requires_grad_(False)
-        acceleration = AccelerationConfig(fold=fold, compile_batch_size=DYNAMIC if compile == "on" else 0)
-        self._network = AcceleratedModel(self.model, acceleration, set_precision(precision, device))
         graphed = compile == "auto" and device.type == "cuda" and is_known(model)
+        compiled = compile == "on" or (compile == "auto" and device.type == "cuda" and not graphed)
+        acceleration = AccelerationConfig(fold=fold, compile_batch_size=DYNAMIC if compiled else 0)
+        self._network = AcceleratedModel(self.model, acceleration, set_precision(precision, device))
         self._queries = GraphedQueries(self._network.attack_logits) if graphed else self._network.attack_logits
         self._is_exact = precision == "fp32"
         self._exits_early = early_exit

@@ -36,18 +36,20 @@ class GraphedQueries:
         self._works = True
 
     def __call__(self, images: Tensor) -> Tensor:
+        if not self._works or len(images) == 0:
+            return self.network(images)
         shape = (round_up(len(images)), *images.shape[1:])
-        if self._works and shape not in self._graphs:
+        if shape not in self._graphs:
             try:
                 self._pool = self._pool or torch.cuda.graph_pool_handle()
                 self._graphs[shape] = _Graph(self.network, images.new_zeros(shape), self._pool)
-            except torch.cuda.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                self._works = False
+            except RuntimeError as error:  # out of memory too: separate kernels need less
+                self._works, self._pool = False, None
+                self._graphs.clear()
                 reason = next(iter(str(error).splitlines()), "")
                 warn_once(f"no CUDA graph ({reason}): falling back to separate kernels")
-        return _Query.apply(images, self._graphs[shape], self) if self._works else self.network(images)
+                return self.network(images)
+        return _Query.apply(images, self._graphs[shape], self)
 
 
 class _Query(torch.autograd.Function):
@@ -63,7 +65,7 @@ class _Query(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         if ctx.queries._latest is not ctx.token:
             ctx.graph.answer(*ctx.saved_tensors)
-            ctx.queries._latest = ctx.token
+        ctx.queries._latest = None  # the graph of the gradient overwrites what it has read
         return ctx.graph.gradient(gradient), None, None
 
 
@@ -86,8 +88,8 @@ class _Graph:
             self._logit_gradient = torch.zeros_like(self._logits)
             backward()
 
-        _warm_up(first)
-        self._forward, self._backward = _capture(forward, pool), _capture(backward, pool)
+        _warm_up(first, example.device)
+        self._forward, self._backward = (_capture(work, pool, example.device) for work in (forward, backward))
 
     def answer(self, images: Tensor) -> Tensor:
         """Logits (N, K) of images (N, C, H, W), N at most the example's."""
@@ -106,18 +108,23 @@ class _Graph:
         return self._image_gradient[:n].clone()
 
 
-def _warm_up(work: Callable[[], None]) -> None:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+def _warm_up(work: Callable[[], None], device: torch.device) -> None:
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         work()
         work()
-    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.current_stream(device).wait_stream(stream)
 
 
-def _capture(work: Callable[[], None], pool: Any) -> Callable[[], None]:
+def _capture(work: Callable[[], None], pool: Any, device: torch.device) -> Callable[[], None]:
     """Capture what ``work`` does on the device, and return what does it again."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, stream=torch.cuda.Stream(device)):
         work()
-    return graph.replay
+
+    def replay() -> None:
+        with torch.cuda.device(device):
+            graph.replay()
+
+    return replay

@@ -41,6 +41,19 @@ def test_differences_are_over_the_seeds_that_both_have(tmp_path, monkeypatch):
         ablations.main()
 
 
+def test_unequal_and_unknown_runs_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ablations", str(tmp_path / "Logs"), "--out", str(tmp_path / "out")])
+    write_run(tmp_path / "Logs", "lbgat0", 1, 90.0, 40.0)
+    write_run(tmp_path / "Logs", "beta6", 1, 90.0, 40.0)
+    config = tmp_path / "Logs/beta6-seed1/config.json"
+    config.write_text(config.read_text().replace('"digits"', '"cifar10"'))
+    with pytest.raises(UserError, match=r"the runs differ in dataset \(cifar10, digits\)"):
+        ablations.main()
+    write_run(tmp_path / "Logs", "mine", 1, 90.0, 40.0)
+    with pytest.raises(UserError, match="mine-seed1 is no variant"):
+        ablations.main()
+
+
 def test_nothing_to_show(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ablations", str(tmp_path), "--out", str(tmp_path / "out")])
     with pytest.raises(UserError, match=r"no finished run in .*: run sh/ablations\.sh first"):

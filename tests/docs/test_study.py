@@ -1,6 +1,7 @@
 """The tables of a study, from folders of finished runs."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -32,7 +33,7 @@ def write_run(folder, method, seed, epochs=3):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "train.log").write_text("time at-seed1: at, seed 1, fp32; a computer, torch 2\nlog\n")
     if method == "lbgat0":
-        (folder / "pgd20.json").write_text(json.dumps({"pgd20": {"0.1": 70 + 2.0 * seed}}))
+        (folder / "pgd20.json").write_text(json.dumps({"clean": 90.0 + seed, "pgd20": {"0.1": 70 + 2.0 * seed}}))
     np.savez(attack / "autoattack.npz", clean_prediction=np.where(clean, 1, 0), label=np.ones(10, int), robust=robust)
 
 
@@ -50,20 +51,31 @@ def test_tables_and_picture(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["study", str(tmp_path / "Logs"), "--out", str(out)])
     study.main()
     text = (out / "study.md").read_text()
-    assert cells(text, "|     0.1 | TRADES6") == ["0.1", "TRADES6", "1, 2", "80.0 ± 0.0", "70.0 ± 14.1", "", "", "60"]
+    assert cells(text, "|     0.1 | TRADES6") == [
+        "0.1",
+        "TRADES6",
+        "1, 2",
+        "80.0 ± 0.0",
+        "70.0 ± 14.1",
+        "",
+        "",
+        "",
+        "60",
+    ]
     assert cells(text, "|     0.1 | LBGAT0  |") == [
         "0.1",
         "LBGAT0",
         "1, 2",
         "95.0 ± 7.1",
         "60.0 ± 14.1",
+        "91.5 ± 0.7",
         "73.0 ± 1.4",
         "91.5 ± 0.7",
         "60",
     ]
-    assert cells(text, "|     0.1 | AT") == ["0.1", "AT", "1", "90.0", "40.0", "", "", "60"]
+    assert cells(text, "|     0.1 | AT") == ["0.1", "AT", "1", "90.0", "40.0", "", "", "", "60"]
     assert (
-        "digits, wrn-10-1, 3 epochs; AutoAttack (standard) on the first 10 test images, the" in text
+        "digits, wrn-10-1, 3 epochs, the last one's weights; AutoAttack (standard) on the first 10 test images" in text
         and "IKL" not in text
     )
     assert "Trained on a computer, torch 2." in text
@@ -76,7 +88,7 @@ def test_tables_and_picture(tmp_path, monkeypatch):
     assert (out / "runs/at-epsilon0.1-seed1/train.log").read_text().endswith("log\n")
 
 
-def test_interrupted_evaluations_count_with_the_images_that_all_have_finished(tmp_path, monkeypatch):
+def test_interrupted_evaluations_count_with_the_images_that_all_have_finished(tmp_path, monkeypatch, capsys):
     write_run(tmp_path / "Logs", "trades6", 1)
     write_run(tmp_path / "Logs", "lbgat0", 1)
     attack = tmp_path / "Logs/lbgat0-epsilon0.1-seed1/epsilon0.1"
@@ -89,14 +101,25 @@ def test_interrupted_evaluations_count_with_the_images_that_all_have_finished(tm
     monkeypatch.setattr(sys, "argv", ["study", str(tmp_path / "Logs"), "--out", str(out)])
     study.main()
     text = (out / "study.md").read_text()
-    assert "on the first 8 test images (the attacks were ended within the first 10), the last" in text
+    assert "on the first 8 test images at 0.1 (ended within the first 10); percent; one seed" in text
     assert cells(text, "|     0.1 | LBGAT0  |")[3:5] == ["75.0", "62.5"]
     assert cells(text, "|     0.1 | TRADES6")[3:5] == ["100.0", "100.0"]
-    np.savez(
-        attack / "autoattack.state.npz", fingerprint=json.dumps(settings), **state | {"progress": np.zeros((1, 3))}
-    )
-    with pytest.raises(UserError, match="has not finished its first images: run the study again"):
+    begun = state | {"progress": np.zeros((1, 3))}
+    np.savez(attack / "autoattack.state.npz", fingerprint=json.dumps(settings), **begun)
+    study.main()
+    assert "left out: lbgat0-epsilon0.1-seed1, whose attacks" in capsys.readouterr().err
+    assert "LBGAT0" not in (out / "study.md").read_text()
+    shutil.rmtree(tmp_path / "Logs/trades6-epsilon0.1-seed1")
+    with pytest.raises(UserError, match="no evaluation has finished its first images: run the study again"):
         study.main()
+
+
+def test_methods_without_a_name_here_come_last(tmp_path):
+    for method in ("trades6", "at"):
+        write_run(tmp_path, method, 1)
+    (tmp_path / "trades6-epsilon0.1-seed1").rename(tmp_path / "trades3-epsilon0.1-seed1")
+    groups = study.grouped([study.read(folder / "epsilon0.1") for folder in sorted(tmp_path.iterdir())])
+    assert [line.split("|")[2].strip() for line in study.table(groups).splitlines()[2:]] == ["AT", "trades3"]
 
 
 def test_unequal_runs_are_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from evaluation.autoattack import graphed
 from evaluation.autoattack.attacked_model import AttackedModel
@@ -14,8 +15,8 @@ from utils.device import ieee_products
 @pytest.fixture
 def without_cuda(monkeypatch):
     """A graph is then the work itself, done again."""
-    monkeypatch.setattr(graphed, "_capture", lambda work, pool: work)
-    monkeypatch.setattr(graphed, "_warm_up", lambda work: work())
+    monkeypatch.setattr(graphed, "_capture", lambda work, *_: work)
+    monkeypatch.setattr(graphed, "_warm_up", lambda work, device: work())
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
 
 
@@ -39,7 +40,11 @@ def test_answers_are_the_networks(without_cuda):
     assert set(seen) == {40, 14, 8, 12}
 
 
-def test_a_gradient_survives_later_queries(without_cuda):
+def weighted(logits):
+    return (torch.linspace(-1, 1, logits.numel(), device=logits.device).view_as(logits) * logits).sum()
+
+
+def test_a_gradient_survives_later_queries_and_comes_twice(without_cuda):
     net = network().requires_grad_(False)
     queries = GraphedQueries(net)
     x, other = images(9)[0], images(10)[0]
@@ -48,13 +53,37 @@ def test_a_gradient_survives_later_queries(without_cuda):
     kept = logits.detach().clone()
     queries(other)
     assert torch.equal(logits, kept)
-    weights = torch.linspace(-1, 1, logits.numel()).view_as(logits)
-    gradient = torch.autograd.grad((weights * logits).sum(), leaf)[0]
-    torch.testing.assert_close(gradient, answers(net, x)[1], atol=1e-5, rtol=1e-5)
+    for _ in range(2):
+        gradient = torch.autograd.grad(weighted(logits), leaf, retain_graph=True)[0]
+        torch.testing.assert_close(gradient, answers(net, x)[1], atol=1e-5, rtol=1e-5)
+    assert queries(x[:0]).shape == (0, 10)
+
+
+class Foreign(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.network = network()
+
+    def forward(self, x):
+        return self.network(x)
+
+
+def test_which_networks_are_graphed(monkeypatch):
+    """On a device that is called cuda and is not: only what is chosen matters."""
+    monkeypatch.setattr(nn.Module, "to", lambda self, *_, **__: self)
+    chosen = {
+        (compile, kind): AttackedModel(net, "cuda", compile=compile, fold=False)
+        for compile in ("auto", "on", "off")
+        for kind, net in (("known", network()), ("foreign", Foreign()))
+    }
+    assert [key for key, model in chosen.items() if isinstance(model._queries, GraphedQueries)] == [("auto", "known")]
+    compiled = [key for key, model in chosen.items() if model._network.acceleration.compile_batch_size]
+    assert compiled == [("auto", "foreign"), ("on", "known"), ("on", "foreign")]
+    assert not isinstance(AttackedModel(network())._queries, GraphedQueries)
 
 
 def test_what_cannot_be_captured_runs_as_it_is(monkeypatch, without_cuda):
-    def fail(work, pool):
+    def fail(work, pool, device):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     monkeypatch.setattr(graphed, "_capture", fail)
@@ -83,18 +112,30 @@ def test_attacks_through_graphs_give_the_front_ends_verdicts(without_cuda):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: torch.cuda.is_available() is false")
-@pytest.mark.parametrize("n", [40, 13, 1])
-def test_on_cuda(n):
-    """Against float64 on the CPU, and a replay against the first."""
-    x, _ = images(n)
-    expected = answers(network().double(), x.double())
+def test_interleaved_on_cuda():
+    """Graphs of several sizes share their memory. Against float64 on the CPU."""
     net = network().requires_grad_(False).cuda()
-    queries = GraphedQueries(net)
+    queries, reference = GraphedQueries(net), network().double()
     with ieee_products():
-        for _ in range(3):
-            given = answers(queries, x.cuda())
-            for a, b in zip(given, expected, strict=True):
-                torch.testing.assert_close(a.cpu().double(), b, atol=1e-4, rtol=1e-4)
+        for n in (40, 13, 1, 40, 39, 13):
+            x, other = images(n)[0], images(21)[0].cuda()
+            expected = answers(reference, x.double())
+            leaf = x.cuda().requires_grad_()
+            logits = queries(leaf)
             with torch.no_grad():
-                torch.testing.assert_close(queries(x.cuda()).cpu().double(), expected[0], atol=1e-4, rtol=1e-4)
-    assert queries._works and set(queries._graphs) == {(round_up(n), 3, 16, 16)}
+                queries(other)
+            for _ in range(2):
+                gradient = torch.autograd.grad(weighted(logits), leaf, retain_graph=True)[0]
+                torch.testing.assert_close(gradient.cpu().double(), expected[1], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(logits.detach().cpu().double(), expected[0], atol=1e-4, rtol=1e-4)
+    assert queries._works and {shape[0] for shape in queries._graphs} == {40, 14, 8, 24}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: torch.cuda.is_available() is false")
+def test_verdicts_on_cuda():
+    x, y = (tensor.cuda() for tensor in digits(40))
+    net, verdicts = trained("tiny-robust").cuda(), {}
+    for compile in ("auto", "off"):
+        chosen = suite("linf", 0.08, ("apgd-ce", "apgd-t"), "custom", 40, short_package(), device="cuda")
+        verdicts[compile] = attacked(AttackedModel(net, "cuda", compile=compile), chosen, x, y)["broken_by"] == ""
+    assert (verdicts["auto"] == verdicts["off"]).mean() > 0.95

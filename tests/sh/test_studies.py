@@ -25,12 +25,15 @@ flag=--mark; folder=$folder/$(value "$@")
 case $* in
     train_lbgat.py*)
         mkdir -p "$folder"
+        flag=--epochs; echo "{\"epochs\": $(value "$@")," >"$folder/config.json"
         echo "epoch 1" >"$folder/train.log"
+        [ ! -e slow ] || { echo start >>times; sleep 1; echo end >>times; }
         [ -e short ] || echo "finished: last.pt" >>"$folder/train.log"
         flag=--checkpoint-dir; last=$(value "$@"); flag=--mark; last=$last/$(value "$@")/last.pt
         [ -e "$last" ] || { mkdir -p "${last%/*}" && touch "$last"; } ;;
     *results.pgd20*) flag=--out; echo '{}' >"$(value "$@")" ;;
-    eval_autoattack.py*) mkdir -p "$folder" && echo '{}' >"$folder/autoattack.json" && echo attacked ;;
+    eval_autoattack.py*)
+        mkdir -p "$folder" && touch "$folder/autoattack.npz" && echo '{}' >"$folder/autoattack.json" && echo attacked ;;
 esac
 """
 
@@ -96,12 +99,23 @@ def test_ablations_change_one_thing_each(study, dataset, seeds):
     assert len(runs) == 15 * seeds and not of(calls, "eval_autoattack.py")
     base = runs["lbgat0-seed1"]
     assert (base.method, base.parameters, base.guide) == ("lbgat", {"beta": 0, "mse_weight": 1}, base.student)
-    for mark, config in runs.items():
-        changed = {k for k, v in config.as_dict().items() if base.as_dict().get(k, v) != v} - {"mark", "seed"}
-        if mark.endswith("-seed1") and config.method.startswith("lbgat") and mark != "lbgat0-seed1":
-            assert changed - {"guide_checkpoint"} <= {"method"} or len(changed) == 1, mark
+    expected = {
+        "beta1": {"beta": 1}, "beta3": {"beta": 3}, "beta6": {"beta": 6}, "beta9": {"beta": 9},
+        "smaller": {"guide": "wrn-10-1"}, "larger": {"guide": "wrn-10-4"},
+        "mse0.25": {"mse_weight": 0.25}, "mse4": {"mse_weight": 4},
+        "frozen": {"method": "lbgat-frozen", "guide_checkpoint": runs["frozen-seed1"].guide_checkpoint},
+        "kl1": {"method": "lbgat-kl", "temperature": 1, "kd_weight": 1, "mse_weight": None},
+        "kl4": {"method": "lbgat-kl", "temperature": 4, "kd_weight": 1, "mse_weight": None},
+        "noclean": {"method": "lbgat-no-clean", "beta": None},
+        "trades6": {"method": "trades", "beta": 6, "mse_weight": None},
+        "natural": {"method": "natural", "beta": None, "mse_weight": None},
+    }  # fmt: skip
+    for name, changes in expected.items():
+        ours, theirs = (config.as_dict() for config in (runs[f"{name}-seed1"], base))
+        changed = {k: ours.get(k) for k in ours | theirs if ours.get(k) != theirs.get(k) and k != "mark"}
+        unguided = name in ("trades6", "natural")  # they keep the default guide, which they do not have
+        assert {k: v for k, v in changed.items() if not (unguided and k == "guide")} == changes, name
     assert runs["frozen-seed2"].guide_checkpoint == f"checkpoints/ablations-{dataset}/natural-seed2/last.pt"
-    assert runs["kl4-seed1"].parameters == {"beta": 0, "kd_weight": 1, "temperature": 4}
     order = list(runs)
     assert all(order.index(f"natural-seed{seed}") < order.index("lbgat0-seed1") for seed in range(1, seeds + 1))
     assert calls[-1][:2] == ["-m", "results.ablations"]
@@ -172,7 +186,7 @@ def test_the_gpu_study_ends_in_time_and_goes_on(study, tmp_path):
 def test_what_fails_ends_the_gpu_study(study, tmp_path, what, name):
     (tmp_path / "fail").write_text(what)
     output, _ = study("sh/study_gpu.sh", "010", status=1)
-    assert f"next: {name} study-gpu-resnet18/lbgat0-seed1, which failed: error: no space left; run" in output
+    assert f"next: {name} study-gpu-resnet18/lbgat0-seed1, which failed: error: no space left (status 1); run" in output
 
 
 def test_a_benchmark_that_fails_is_tried_again_and_ends_nothing(study, tmp_path):
@@ -184,6 +198,26 @@ def test_a_benchmark_that_fails_is_tried_again_and_ends_nothing(study, tmp_path)
     assert len(of(calls, "benchmarks.train_step")) == 1 and not of(calls, "train_lbgat.py")
 
 
+def test_the_gpu_study_waits_for_its_jobs_when_the_time_is_over(study, tmp_path):
+    script = tmp_path / "sh/study_gpu.sh"
+    text = script.read_text()
+    at_the_third = 'need 60 "training of'
+    assert at_the_third in text
+    script.write_text(text.replace(at_the_third, f'[ "$name" != lbgat0 ] || deadline=0; {at_the_third}'))
+    (tmp_path / "slow").touch()
+    output, calls = study("sh/study_gpu.sh", "10", "resnet18", PROCESSES="2", METHODS="at trades6 lbgat0")
+    assert "next: training of study-gpu-resnet18/lbgat0-seed1; run the same command again" in output
+    assert list(trained(calls)) == ["at-seed1", "trades6-seed1"] and "unbound" not in output
+    assert (tmp_path / "times").read_text().split()[-4:] == ["start", "start", "end", "end"]
+
+
+def test_a_training_that_is_killed_silently_is_a_failure(study, tmp_path):
+    (tmp_path / "fail").write_text("train_lbgat.py")
+    (tmp_path / "status").write_text("137")
+    output, _ = study("sh/study_gpu.sh", "10", "resnet18", status=1)
+    assert "(status 137); run the same command again" in output
+
+
 def test_pieces_methods_and_several_at_once(study, tmp_path):
     output, calls = study("sh/study_gpu.sh", "10", "resnet18", PROCESSES="3", METHODS="trades1 lbgat3", EPOCHS="5")
     assert "finished: resnet18 is in" in output
@@ -191,6 +225,13 @@ def test_pieces_methods_and_several_at_once(study, tmp_path):
     assert {mark: config.parameters["beta"] for mark, config in runs.items()} == {"trades1-seed1": 1, "lbgat3-seed1": 3}
     assert {config.epochs for config in runs.values()} == {5}
     assert len(of(calls, "eval_autoattack.py")) == 2 and not of(calls, "pytest")
+    _, calls = study("sh/study_gpu.sh", "10", "resnet18", METHODS="trades1", EPOCHS="6")  # not finished with 5
+    assert [call[-1] for call in of(calls, "train_lbgat.py")] and len(of(calls, "eval_autoattack.py")) == 0
+    (tmp_path / "slow").touch()
+    study("sh/study_gpu.sh", "10", "resnet18", PROCESSES="2", METHODS="at trades2 trades3", EPOCHS="5")
+    assert (tmp_path / "times").read_text().split()[:2] == ["start", "start"]
+    output, _ = study("sh/study_gpu.sh", "10", "resnet18", PROCESSES="0", status=2)
+    assert output == "error: PROCESSES=0 must be a whole number from 1 on\n"
     output, _ = study("sh/study_gpu.sh", "10", "resnet19", status=2)
     assert output == "error: no piece resnet19: choose tests step resnet18 autoattack wrn-34-10 cifar10\n"
 
