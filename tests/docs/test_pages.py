@@ -66,6 +66,8 @@ def check_module(module: str, flags: list[str]) -> None:
 
 
 def check(words: list[str]) -> None:
+    while re.match(r"[A-Z_]+=", words[0]):
+        words = words[1:]
     match words:
         case ["python", "-m", module, *flags]:
             check_module(module, flags)
