@@ -169,6 +169,18 @@ def quickstart_table(records: Records, link: Link) -> str:
     return markdown_table(head, rows)
 
 
+def shipped_table(records: Records, link: Link) -> str:
+    """The networks in checkpoints/ that have a folder of results, and every attack on them."""
+    rows = [
+        [link(path, path.stem), display(run.config["dataset"]), display(run.config["student"]), *cells]
+        for path in sorted((records.root / "checkpoints").glob("*.pt"))
+        if (run := records.runs.get(path.stem))
+        for cells in attack_cells(run)
+    ]
+    head = ["network", "data set", "architecture", "clean / AutoAttack", "images attacked", "95% interval of robust"]
+    return markdown_table([*head, "epoch chosen on"], rows)
+
+
 def quickstart_line(records: Records, link: Link) -> str:
     """The last line that quickstart.sh prints."""
     return f"```\n{result_line(records.runs['quickstart-digits'].reports[0])}\n```"
@@ -198,6 +210,7 @@ TABLES: dict[str, Callable[[Records, Link], str]] = {
     "runs": runs_table,
     "quickstart": quickstart_table,
     "quickstart_line": quickstart_line,
+    "shipped": shipped_table,
     "others": others_table,
     "speed": speed_table,
     "front_end": front_end_table,

@@ -192,3 +192,11 @@ def test_links_are_relative_to_the_page(root: Path):
     text = "<!-- table:recipes -->\n<!-- /table -->"
     assert "](sh/train_lbgat0_cifar100.sh)" in build(text, root / "README.md", Records(root))
     assert "](../sh/train_lbgat0_cifar100.sh)" in build(text, root / "docs" / "recipes.md", Records(root))
+
+
+@pytest.mark.parametrize("name", ["lbgat6-short-cifar100-wrn16-2", "quickstart-digits"])
+def test_every_network_that_ships_is_in_the_table(name):
+    found, reports = rows(ROOT, "shipped", f"[{name}]"), Records().runs[name].reports
+    assert len(found) == max(1, len(reports))
+    for cells, report in zip(found, reports, strict=False):
+        assert cells[3].startswith(f"{report['clean_accuracy']:.2f} / {report['robust_accuracy']:.2f} at")
