@@ -9,6 +9,7 @@ from attacks.awp import directions, perturbed, perturbed_weights, statistics_kep
 from attacks.pgd import AttackSpec
 from engine.steps import create_step
 from losses import METHODS, create_objective
+from losses.base import FROZEN_PASSES
 from models.accelerate import NO_ACCELERATION, AccelerationConfig
 from tests.helpers import new_tiny_net, objective, run_step
 
@@ -22,8 +23,8 @@ def labels():
 
 def make_step(method, gamma, weight_decay=5e-4):
     """A step and its batch; the same whenever it is called."""
-    student, guide = new_tiny_net(4, 1), new_tiny_net(5, 2) if method in ("lbgat", "hat") else None
-    if method == "hat":
+    student, guide = new_tiny_net(4, 1), new_tiny_net(5, 2) if method.startswith(("lbgat", "hat")) else None
+    if method in ("hat", "lbgat-frozen"):
         guide.eval().requires_grad_(False)
     parameters = [p for net in (student, guide) if net for p in net.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=weight_decay)
@@ -55,8 +56,8 @@ def reference_awp_step(step, views, y, gamma, proxy_lr):
             logits = {}
             for name in passes:
                 source = {"adv": (net, x_adv), "nat": (net, x), "guide": (guide, x)}
-                if name == "helper":
-                    logits[name] = guide(x_adv)
+                if name in FROZEN_PASSES:
+                    logits[name] = guide(x_adv if name == "helper" else x)
                     continue
                 source["far"] = net, x + 2 * (x_adv - x)
                 model, images = source[name.removesuffix(".no_grad")]

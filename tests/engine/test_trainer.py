@@ -30,7 +30,7 @@ from engine.steps import create_step
 from engine.steps.standard import StandardStep
 from engine.stopping import Stopped
 from engine.trainer import Trainer
-from losses import METHODS, create_objective
+from losses import METHODS, create_objective, find_method
 from models import create_model
 from tests.helpers import ROOT, run_step
 from tests.helpers import tiny_run as tiny
@@ -64,10 +64,10 @@ def log_of(folder):
 
 
 def command_line(config):
-    """The arguments that make the configuration."""
-    argv = []
+    """The arguments that make the configuration, without the method's parameters that have their defaults."""
+    argv, defaults = [], find_method(config.method).complete({})
     for name, value in config.as_dict().items():
-        if value is False:
+        if value is False or (name in defaults and value == defaults[name]):
             continue
         argv.append(f"--{name.replace('_', '-')}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
     return argv
