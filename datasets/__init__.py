@@ -61,6 +61,12 @@ class Dataset:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    def test(self, n: int | None = None) -> tuple[Tensor, Tensor]:
+        """The first n test images (n, 3, H, W), float32 in [0, 1], and their labels (n,) int64; all of them if n is
+        None."""
+        x = torch.from_numpy(self.x_test[:n]).permute(0, 3, 1, 2).float().div(255).contiguous()
+        return x, torch.from_numpy(self.y_test[:n]).long()
+
     def fingerprint(self) -> str:
         """CRC-32 of all images and labels: another data set under the same name is noticed."""
         crc = 0
@@ -99,6 +105,4 @@ def load_test(name: str, n: int | None = None, data_dir: str | Path = "data") ->
     Raises:
         UserError: as ``load_dataset``.
     """
-    data = load_dataset(name, data_dir)
-    x = torch.from_numpy(data.x_test[:n]).permute(0, 3, 1, 2).float().div(255).contiguous()
-    return x, torch.from_numpy(data.y_test[:n]).long()
+    return load_dataset(name, data_dir).test(n)

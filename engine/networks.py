@@ -14,7 +14,8 @@ from utils.options import require
 
 def create_guide(config: TrainConfig, objective: Objective, num_classes: int, device: torch.device) -> nn.Module | None:
     """The guide, freshly initialised; for a method with a ``"helper"`` or ``"frozen"`` pass the frozen one of
-    ``guide_checkpoint``. None where the method has no such pass.
+    ``guide_checkpoint``, which normalises images as its file says and, where that holds bare weights, as the run does.
+    None where the method has no such pass.
 
     Raises:
         UserError: no checkpoint where one is needed, one where none is, or one of another network.
@@ -29,7 +30,11 @@ def create_guide(config: TrainConfig, objective: Objective, num_classes: int, de
         )
     if frozen:
         path = config.guide_checkpoint
-        helper = load_network(load_file(path), path, config.guide, num_classes=num_classes)
+        content = load_file(path)
+        helper = load_network(content, path, config.guide, num_classes=num_classes)
+        if helper.normalize == "none" and not (isinstance(content, dict) and "config" in content):
+            # Bare weights do not tell how they were trained: as this run.
+            helper = load_network(content, path, config.guide, config.normalize, num_classes)
         require(helper.num_classes == num_classes, f"{path} is of {helper.num_classes} classes, not of {num_classes}")
         return helper.model.to(device).eval().requires_grad_(False)
     return create_model(config.guide, num_classes, config.normalize).to(device) if "guide" in objective.passes else None

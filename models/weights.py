@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import create_model
 from utils.errors import UserError
 
 LARGEST_RATIO = 4  # how many times the members of a checkpoint may be larger than the file: torch compresses nothing
@@ -109,19 +108,6 @@ def student_state(content: Any, path: str | Path) -> dict[str, Tensor]:
     from models.checkpoint import find_weights
 
     return find_weights(content, path).state
-
-
-def create_from_state(name: str, num_classes: int, state: dict[str, Tensor], path: str | Path) -> nn.Module:
-    """The network of this name with these weights, which are compared with it before it takes memory.
-
-    Raises:
-        UserError: no such network, or as ``load_strictly``.
-    """
-    with torch.device("meta"):
-        check_fits(create_model(name, num_classes), state, path)
-    model = create_model(name, num_classes)
-    model.load_state_dict(state)
-    return model
 
 
 def load_strictly(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:

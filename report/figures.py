@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from attacks import pgd
-from datasets import load_test
+from datasets import load_dataset
 from models.checkpoint import load_network
 from models.weights import load_file
 from utils.errors import UserError, run_program
@@ -105,7 +105,13 @@ def draw_boundaries(
 
 
 def draw_perturbations(
-    networks: dict[str, nn.Module], attacked: dict[str, Tensor], x: Tensor, index: int, epsilon: float, file: Path
+    networks: dict[str, nn.Module],
+    attacked: dict[str, Tensor],
+    x: Tensor,
+    index: int,
+    epsilon: float,
+    class_names: Sequence[str],
+    file: Path,
 ) -> None:
     """The image and, for each network, what the attack adds to it (grey is 0)."""
     figure = Figure(figsize=(1.9 * (len(networks) + 1), 2.3), layout="constrained")
@@ -116,8 +122,9 @@ def draw_perturbations(
         axes.set(title=name, xticks=[], yticks=[])
         if name in networks:
             with torch.no_grad():
-                before, after = networks[name](torch.stack([x[index], attacked[name][index]])).argmax(1).tolist()
-            axes.set_xlabel(f"class {before}" + (f" becomes {after}" if after != before else " stays"))
+                predicted = networks[name](torch.stack([x[index], attacked[name][index]])).argmax(1).tolist()
+            before, after = (class_names[label].replace("_", " ") for label in predicted)
+            axes.set_xlabel(f"{before} becomes {after}" if after != before else f"{before} stays", fontsize="small")
     figure.savefig(file, dpi=130)
 
 
@@ -161,7 +168,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("two networks have one name: write another before =")
     if dataset is None:
         raise UserError("the first checkpoint does not say what it was trained on: add --dataset NAME")
-    x, y = load_test(dataset, arguments.n_examples, arguments.data_dir)
+    data = load_dataset(dataset, arguments.data_dir)
+    x, y = data.test(arguments.n_examples)
     try:
         first, second = map(int, arguments.images.split(","))
         if first == second or not {first, second} <= set(range(len(x))):
@@ -172,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     draw_margins(networks, attacked, x, y, arguments.out / "margins.png")
     draw_boundaries(networks, attacked, x, (first, second), epsilon, arguments.out / "boundaries.png")
-    draw_perturbations(networks, attacked, x, first, epsilon, arguments.out / "perturbations.png")
+    draw_perturbations(networks, attacked, x, first, epsilon, data.class_names, arguments.out / "perturbations.png")
     print(f"pictures: {', '.join(str(arguments.out / f'{n}.png') for n in ('margins', 'boundaries', 'perturbations'))}")
 
 

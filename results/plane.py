@@ -3,7 +3,8 @@
     python -m results.plane --out docs/figures/plane.png
 
 Published figures are of full schedules and large networks; those of results/ say how far a smaller budget carries. Only
-standard AutoAttack at 0.031 and 8/255, which are all but the same. Clean accuracy of a study is of all test images.
+standard AutoAttack at 0.031 and 8/255, which are all but the same. Clean accuracy of a study is of all test images. The
+bars are 95% intervals of the images attacked.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from matplotlib.figure import Figure
 from results.records import Records, display
 from utils.errors import run_program
 from utils.options import format_epsilon, parse_epsilon
+from utils.statistics import accuracy_interval
 
 FAMILIES = {"LBGAT": "tab:orange", "TRADES": "tab:blue", "AT": "tab:green", "": "tab:gray"}
 DATASETS = {"cifar100": "CIFAR-100", "cifar10": "CIFAR-10"}
@@ -28,13 +30,14 @@ FEWEST = 500  # images attacked in a run beside the studies
 
 @dataclass(frozen=True)
 class Point:
-    """A method's mean over seeds, in percent. ``budget`` is empty where it was published."""
+    """A method's mean over seeds, in percent. ``budget`` is empty where it was published, ``images`` (attacked) 0."""
 
     dataset: str
     method: str
     budget: str
     clean: float
     robust: float
+    images: int = 0
 
     @property
     def family(self) -> str:
@@ -62,7 +65,7 @@ def measured(records: Records) -> list[Point]:
                     records.recipes[run.folder.name].method if run.folder.name in records.recipes else run.folder.name
                 )
                 accuracies = report["clean_accuracy"], report["robust_accuracy"]
-                points.append(Point(report["dataset"], method.split(" in ")[0], budget, *accuracies))
+                points.append(Point(report["dataset"], method.split(" in ")[0], budget, *accuracies, report["n"]))
     for study in records.json_files("study-*/study.json").values():
         of: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for run in study["runs"]:
@@ -71,7 +74,7 @@ def measured(records: Records) -> list[Point]:
         budget = f"{display(study['student'])}, {study['epochs']} epochs"
         for method, runs in of.items():
             clean, robust = (float(np.mean([run[what] for run in runs])) for what in ("clean", "robust"))
-            points.append(Point(study["dataset"], method, budget, clean, robust))
+            points.append(Point(study["dataset"], method, budget, clean, robust, runs[0]["images"]))
     return points
 
 
@@ -85,6 +88,9 @@ def draw(points: list[Point], path: Path) -> None:
                 point.clean, point.robust, s=55 if point.budget else 28, color=color if point.budget else "none",
                 edgecolors=color,
             )  # fmt: skip
+            if point.images:
+                low, high = accuracy_interval(point.robust, point.images)
+                axes.vlines(point.clean, low, high, color=color, alpha=0.5)
             if point.budget or point.method in NAMED:
                 text = f"{point.method} ({point.budget})" if point.budget else point.method
                 axes.annotate(

@@ -37,7 +37,7 @@ NAMES = {
     "lbgat6": "LBGAT6",
     "ikl": "IKL",
 }
-PAIRS = (("lbgat0", "trades6"), ("lbgat6", "trades6"))
+PAIRS = (("lbgat0", "trades6"), ("lbgat6", "trades6"), ("lbgat0large", "lbgat0"))
 
 
 @dataclass(frozen=True)
@@ -265,6 +265,7 @@ def main() -> None:
                 "epsilon": epsilon,
                 "clean": run.whole[0] if run.whole else run.accuracies[0],
                 "robust": run.accuracies[1],
+                "images": len(run.robust),
             }
             for epsilon, methods in groups.items()
             for of in methods.values()

@@ -266,10 +266,9 @@ class StandardStep:
     def _perturbation(self, views: Sequence[Tensor], y: Tensor, logits: list[Logits]) -> AbstractContextManager:
         """The context in which the student's weights are perturbed. The guide's passes, which the perturbation does not
         change, are run here and added to ``logits``."""
-        if "guide" in self.passes:
-            self.guide.model.train()
-            for x, part, known in zip(views, self._labels(views, y), logits, strict=True):
-                known["guide"] = self.group.whole(self.guide.train_logits(x), len(part))
+        of_guide = [name for name in self.passes if name in ("guide", *FROZEN_PASSES)]
+        for i, (x, labels, known) in enumerate(zip(views, self._labels(views, y), logits, strict=True)):
+            self.run_passes(of_guide, i, x, labels, known)
         direction = self.awp_direction(views, y, [{n: v.detach() for n, v in known.items()} for known in logits])
         return perturbed([w for w, _ in direction.values()], [v for _, v in direction.values()], self.awp_gamma)
 

@@ -9,9 +9,9 @@ from results.records import Records
 
 def study(**changes):
     runs = [
-        {"method": "TRADES6", "seed": 1, "epsilon": 0.031, "clean": 50.0, "robust": 20.0},
-        {"method": "TRADES6", "seed": 2, "epsilon": 0.031, "clean": 60.0, "robust": 30.0},
-        {"method": "TRADES6", "seed": 1, "epsilon": 8 / 255, "clean": 1.0, "robust": 1.0},
+        {"method": "TRADES6", "seed": 1, "epsilon": 0.031, "clean": 50.0, "robust": 20.0, "images": 500},
+        {"method": "TRADES6", "seed": 2, "epsilon": 0.031, "clean": 60.0, "robust": 30.0, "images": 500},
+        {"method": "TRADES6", "seed": 1, "epsilon": 8 / 255, "clean": 1.0, "robust": 1.0, "images": 500},
     ]
     return {"dataset": "cifar10", "student": "wrn-10-1", "epochs": 8, "runs": runs} | changes
 
@@ -21,7 +21,7 @@ def test_points_of_studies_are_means_over_seeds_at_one_epsilon(tmp_path):
         (tmp_path / "results" / name).mkdir(parents=True)
         (tmp_path / "results" / name / "study.json").write_text(json.dumps(content))
     (point,) = plane.measured(Records(tmp_path))
-    assert point == plane.Point("cifar10", "TRADES6", "WRN-10-1, 8 epochs", 55.0, 25.0)
+    assert point == plane.Point("cifar10", "TRADES6", "WRN-10-1, 8 epochs", 55.0, 25.0, 500)
     assert point.family == "TRADES"
 
 
@@ -34,7 +34,7 @@ def test_a_run_counts_with_the_standard_suite_on_enough_images():
     )
     records = SimpleNamespace(runs={"lbgat6-mine": run}, recipes={}, json_files=lambda pattern: {})
     (point,) = plane.measured(records)
-    assert point == plane.Point("cifar100", "lbgat6-mine", "ResNet-18, 30 epochs", 46.8, 19.6)
+    assert point == plane.Point("cifar100", "lbgat6-mine", "ResNet-18, 30 epochs", 46.8, 19.6, 1000)
 
 
 def test_published_points_are_those_without_extra_data():
@@ -45,7 +45,6 @@ def test_published_points_are_those_without_extra_data():
 
 
 def test_the_picture(tmp_path):
-    plane.draw(
-        [plane.Point("cifar10", "AT", "", 87.1, 44.0), plane.Point("cifar10", "AT", "x", 50, 30)], tmp_path / "a.png"
-    )
+    points = [plane.Point("cifar10", "AT", "", 87.1, 44.0), plane.Point("cifar10", "AT", "x", 50, 30, 500)]
+    plane.draw(points, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"

@@ -8,6 +8,7 @@ import torch
 from attacks.pgd import AttackSpec
 from engine.config import TrainConfig
 from engine.logger import Logger
+from engine.networks import create_guide
 from engine.optimizer import create_optimizer
 from engine.overfitting import catastrophic
 from engine.steps import create_step
@@ -109,6 +110,19 @@ def test_a_frozen_guide_is_needed_where_there_is_one_and_stays(tmp_path, quick, 
     before = {name: tensor.clone() for name, tensor in trainer.guide.state_dict().items()}
     trainer.fit()
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.guide.state_dict().items())
+
+
+def test_a_frozen_guide_normalises_as_its_file_says_else_as_the_run(tmp_path):
+    net, path = create_model("wrn-10-1", 10).eval(), tmp_path / "helper.pt"
+    x, normalized = torch.rand(2, 3, 16, 16), create_model("wrn-10-1", 10, "cifar10").eval()
+    normalized.model.load_state_dict(net.state_dict())
+    bare, said = net.state_dict(), {"config": {"student": "wrn-10-1"}, "student": net.state_dict()}
+    settings = {"method": "hat", "guide_checkpoint": str(path)}
+    for content, normalize, expected in ((bare, "none", net), (bare, "cifar10", normalized), (said, "cifar10", net)):
+        torch.save(content, path)
+        config = tiny_run(tmp_path, **settings, normalize=normalize)
+        guide = create_guide(config, create_objective("hat"), 10, torch.device("cpu"))
+        torch.testing.assert_close(guide(x), expected(x))
 
 
 def test_whole_numbers_and_switches_are_checked():

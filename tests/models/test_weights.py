@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from models import create_model
-from models.weights import create_from_state, infer_architecture, load_file, load_strictly, student_state
+from models.checkpoint import load_network
+from models.weights import infer_architecture, load_file, load_strictly, student_state
 from models.wideresnet import WideResNet
 from utils.errors import UserError
 from utils.files import file_hash, save_atomically, write_atomically
@@ -180,9 +181,9 @@ def test_small_hostile_files_take_no_memory(tmp_path, model):
     for content in (expanded, shared):
         torch.save(content, path)
         with pytest.raises(UserError, match="holds fewer numbers than its shapes say"):
-            create_from_state("wrn-10-1", 10, student_state(load_file(path), path), path)
+            load_network(load_file(path), path)
     with pytest.raises(UserError, match="no plain weights"):
-        create_from_state("wrn-10-1", 10, {k: t.to("meta") for k, t in state.items()}, path)
+        load_network({k: t.to("meta") for k, t in state.items()}, path)
 
 
 def test_a_zip_that_is_larger_inside_is_not_unpacked(tmp_path):
