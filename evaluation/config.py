@@ -53,7 +53,7 @@ class EvalConfig(CommonConfig):
     )
     version: str = option(
         "standard",
-        "which suite: standard, dev (only its apgd-ce and apgd-t: an upper bound in a third of the time), plus, rand "
+        "which suite: standard, dev (only its apgd-ce and apgd-t: an upper bound in a fifth to a third of the time), plus, rand "
         "(for randomized networks), or custom, which runs --attacks with 5 restarts of apgd-ce, apgd-dlr and fab "
         "instead of the standard's 1",
         "attack",

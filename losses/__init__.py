@@ -1,5 +1,8 @@
 """Training methods by name. To add one: write a file with an Objective and name it in METHODS."""
 
+import inspect
+import textwrap
+
 from losses.ates import ATES
 from losses.backward_smoothing import BackwardSmoothing
 from losses.base import Objective
@@ -80,7 +83,8 @@ def describe_methods() -> str:
     """Every method with what it minimises, its own flags and its source, from the registry."""
     text = "methods (--method), what training minimises, their own flags, and their source:\n"
     for name, method in METHODS.items():
-        text += f"\n  {name}\n    {(method.__doc__ or '').splitlines()[0]}\n"
+        summary = inspect.cleandoc(method.__doc__ or "").partition("\n\n")[0]
+        text += f"\n  {name}\n{textwrap.indent(summary, '    ')}\n"
         for p in method.parameters:
             text += f"    {flag(p.name)} {p.name.upper()}: {p.help}; {p.range} (default: {p.default:g})\n"
         text += f"    {method.source}\n"

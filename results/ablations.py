@@ -8,14 +8,13 @@ ablations.md.
 
 import argparse
 import json
-import shutil
 import statistics
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from report.tables import markdown_table
-from results.study import EQUAL, TRAINING, check_equal, mean_and_deviation
+from results.study import EQUAL, TRAINING, check_equal, copy_files, mean_and_deviation
 from utils.errors import UserError, run_program
 from utils.options import format_epsilon
 
@@ -87,9 +86,7 @@ def main() -> None:
         if measured.parent.name.rpartition("-seed")[0] not in VARIANTS:
             raise UserError(f"{measured.parent} is no variant of sh/ablations.sh: move it elsewhere")
         name, copy = measured.parent.name, args.out / "runs" / measured.parent.name
-        copy.mkdir(parents=True, exist_ok=True)
-        for file in TRAINING:
-            shutil.copyfile(measured.parent / file, copy / file)
+        copy_files(measured.parent, copy, TRAINING)
         runs[name.rpartition("-seed")[0]].append(read(copy))
     if not runs:
         raise UserError(f"no finished run in {args.folder}: run sh/ablations.sh first")

@@ -4,7 +4,8 @@
 
 Reads every evaluation in the folders of the study, copies what its figures are made of (settings, epochs, log and the
 verdict of every image), and writes study.md, study.json and plane.png. At each epsilon all figures are of the images
-that have a verdict in every evaluation: the first ones, where an evaluation was interrupted.
+that have a verdict in every evaluation: the first ones, where an evaluation was interrupted. The copies,
+results/study-digits/runs, may be given as the folder: the tables are written once more.
 """
 
 import argparse
@@ -67,6 +68,17 @@ class Run:
     def accuracies(self) -> tuple[float, float]:
         """Clean and robust accuracy in percent."""
         return 100 * self.clean.mean(), 100 * self.robust.mean()
+
+
+def copy_files(folder: Path, copy: Path, names: Iterable[str]) -> None:
+    """Make the files of these names in ``copy`` those of the folder; one that the folder lacks is removed."""
+    if copy.resolve() == folder.resolve():
+        return
+    copy.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (copy / name).unlink(missing_ok=True)
+        if (folder / name).exists():
+            shutil.copyfile(folder / name, copy / name)
 
 
 def read(attack: Path) -> Run:
@@ -227,14 +239,8 @@ def main() -> None:
         raise UserError(f"no evaluation in {args.folder}: run the study first")
     copies = [args.out / "runs" / attack.relative_to(args.folder) for attack in attacks]
     for attack, copy in zip(attacks, copies, strict=True):
-        copy.mkdir(parents=True, exist_ok=True)
-        for name in ATTACK:
-            (copy / name).unlink(missing_ok=True)
-            if (attack / name).exists():
-                shutil.copyfile(attack / name, copy / name)
-        for name in TRAINING:
-            if (attack.parent / name).exists():
-                shutil.copyfile(attack.parent / name, copy.parent / name)
+        copy_files(attack, copy, ATTACK)
+        copy_files(attack.parent, copy.parent, TRAINING)
     every = [read(copy) for copy in copies]
     runs = [run for run in every if len(run.robust)]
     for run in every:

@@ -74,3 +74,9 @@ if [ -z "$_python" ]; then
 fi
 case $_python in .venv/*) _python=$PWD/$_python ;; esac
 export PYTHON=$_python
+
+# launch PROGRAM FLAGS...: in place of the shell; in several processes of this machine where NPROC says how many.
+launch() {
+    [ -n "${NPROC:-}" ] || exec "$PYTHON" "$@"
+    exec "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node="$NPROC" "$@"
+}

@@ -14,4 +14,4 @@ else
         set -- --checkpoint checkpoints/quickstart-digits.pt --epsilon 0.1 --n-examples 100 --cross-checks 100
     fi
 fi
-exec "$PYTHON" eval_autoattack.py "$@"
+launch eval_autoattack.py "$@"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # ATES (Sitawarin et al., 2020): CIFAR-10, ResNet-18; settings of the authors' training program.
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
-exec "$PYTHON" train_lbgat.py \
+launch train_lbgat.py \
     --dataset cifar10 --method ates --student resnet18 \
     --gap 0 --final-gap 0.4 --gap-from 30 --gap-to 70 \
     --epochs 100 --lr 0.05 --warmup-factor 1 --decay-epochs 41,61,81 \

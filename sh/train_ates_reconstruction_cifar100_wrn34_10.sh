@@ -2,7 +2,7 @@
 # Sitawarin2020 (Sitawarin et al., 2020): CIFAR-100, WRN-34-10; RECONSTRUCTION.
 # The program's settings are those of ResNet-18: the gap schedule of the published network is not in it.
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
-exec "$PYTHON" train_lbgat.py \
+launch train_lbgat.py \
     --dataset cifar100 --method ates --student wrn-34-10 \
     --gap 0 --final-gap 0.4 --gap-from 30 --gap-to 70 \
     --epochs 100 --lr 0.05 --warmup-factor 1 --decay-epochs 41,61,81 \

@@ -2,7 +2,7 @@
 # Backward smoothing (Chen et al., AAAI 2022): CIFAR-100, ResNet-18; settings of the authors' training program.
 # The program normalises the images, which is left out here.
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
-exec "$PYTHON" train_lbgat.py \
+launch train_lbgat.py \
     --dataset cifar100 --method backward-smoothing --beta 10 --gamma 1 --student resnet18 \
     --epochs 100 --lr 0.1 --warmup-factor 1 --decay-epochs 51,76 \
     --batch-size 128 --momentum 0.9 --weight-decay 5e-4 \

@@ -2,7 +2,7 @@
 # DAJAT (Addepalli et al., NeurIPS 2022): CIFAR-100, ResNet-18; settings of the authors' training program.
 # AutoAugment comes after crop and flip here, before them in the program.
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
-exec "$PYTHON" train_lbgat.py \
+launch train_lbgat.py \
     --dataset cifar100 --method dajat --beta 9 --js 2 --label-smoothing 0.1 --student resnet18 \
     --epochs 200 --lr 0.2 --schedule cosine-from-lr \
     --batch-size 128 --momentum 0.9 --weight-decay 5e-4 \

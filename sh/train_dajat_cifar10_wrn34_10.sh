@@ -2,7 +2,7 @@
 # DAJAT (Addepalli et al., NeurIPS 2022): CIFAR-10, WRN-34-10; settings of the authors' training program.
 # AutoAugment comes after crop and flip here, before them in the program.
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
-exec "$PYTHON" train_lbgat.py \
+launch train_lbgat.py \
     --dataset cifar10 --method dajat --beta 10 --js 3 --student wrn-34-10 \
     --epochs 200 --lr 0.2 --schedule cosine-from-lr \
     --batch-size 128 --momentum 0.9 --weight-decay 5e-4 \

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # FAT for TRADES (Zhang et al., ICML 2020): CIFAR-10, ResNet-18; the WRN-34-10 recipe on a smaller network.
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
-exec "$PYTHON" train_lbgat.py \
+launch train_lbgat.py \
     --dataset cifar10 --method fat-trades --beta 6 --student resnet18 \
     --epochs 85 --lr 0.1 --warmup-factor 1 --decay-epochs 75,90 \
     --batch-size 128 --momentum 0.9 --weight-decay 2e-4 \

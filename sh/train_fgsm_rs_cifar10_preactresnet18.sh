@@ -2,7 +2,7 @@
 # FGSM-RS (Wong et al., ICLR 2020): CIFAR-10, PreActResNet-18; settings of the authors' training program.
 # --stop-overfitting --save-freq 1 adds the program's --early-stop, which is off by default there too.
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
-exec "$PYTHON" train_lbgat.py \
+launch train_lbgat.py \
     --dataset cifar10 --method fgsm-rs --student preactresnet18 \
     --epochs 15 --lr 0.2 --schedule cyclic \
     --batch-size 128 --momentum 0.9 --weight-decay 5e-4 \

@@ -2,7 +2,7 @@
 # Free-AT (Shafahi et al., NeurIPS 2019): CIFAR-10, WRN-34-10; settings of the authors' training program.
 # 80,000 updates are 25.6 epochs, here 26. The network is what that program calls WRN-32-10.
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
-exec "$PYTHON" train_lbgat.py \
+launch train_lbgat.py \
     --dataset cifar10 --method free --replays 8 --clip-image 1 --student wrn-34-10 \
     --epochs 26 --lr 0.1 --warmup-factor 1 --decay-epochs 1/2,3/4 \
     --batch-size 128 --momentum 0.9 --weight-decay 2e-4 \

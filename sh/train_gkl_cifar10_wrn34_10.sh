@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # GKL-AT (Cui et al., 2025): CIFAR-10, WRN-34-10; settings of the authors' training program.
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
-exec "$PYTHON" train_lbgat.py \
+launch train_lbgat.py \
     --dataset cifar10 --method gkl --student wrn-34-10 \
     --alpha 4 --beta 20 --gamma 0.2 --temperature 1 --attack-beta 0 \
     --epochs 200 --lr 0.2 --schedule cosine \

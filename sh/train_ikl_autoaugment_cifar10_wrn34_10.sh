@@ -2,7 +2,7 @@
 # IKL-AT + AutoAugment (Cui et al., NeurIPS 2024): CIFAR-10, WRN-34-10; settings of the authors' training program.
 # Each image is trained on twice: plain, and augmented (CIFAR-10 policy) with a loss of weight 0.3.
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
-exec "$PYTHON" train_lbgat.py \
+launch train_lbgat.py \
     --dataset cifar10 --method ikl --student wrn-34-10 \
     --alpha 4 --beta 20 --temperature 4 --attack-beta 0 \
     --epochs 200 --lr 0.2 --schedule cosine \

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # IKL-AT (Cui et al., NeurIPS 2024): CIFAR-100, WRN-34-10; settings of the authors' training program.
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
-exec "$PYTHON" train_lbgat.py \
+launch train_lbgat.py \
     --dataset cifar100 --method ikl --student wrn-34-10 \
     --alpha 4 --beta 20 --temperature 4 --attack-beta 1 \
     --epochs 200 --lr 0.2 --schedule cosine \

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # LBGAT0 in 30 epochs (Cui et al., ICCV 2021): CIFAR-100, WRN-34-10; the published schedule shortened to 30 epochs.
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
-exec "$PYTHON" train_lbgat.py \
+launch train_lbgat.py \
     --dataset cifar100 --method lbgat --beta 0 --student wrn-34-10 --guide resnet18-guide \
     --epochs 30 --lr 0.1 --warmup-factor 0.2 --decay-epochs 23,28 \
     --batch-size 128 --momentum 0.9 --weight-decay 2e-4 \

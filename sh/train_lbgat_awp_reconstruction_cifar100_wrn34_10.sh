@@ -3,7 +3,7 @@
 # The authors published figures for CIFAR-100 but no training program: TRADES-AWP's settings with the LBGAT6 loss.
 # The guide is not perturbed.
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
-exec "$PYTHON" train_lbgat.py \
+launch train_lbgat.py \
     --dataset cifar100 --method lbgat --beta 6 --student wrn-34-10 --guide resnet18-guide \
     --epochs 200 --lr 0.1 --warmup-factor 1 --decay-epochs 100,150 \
     --batch-size 128 --momentum 0.9 --weight-decay 5e-4 \

@@ -3,7 +3,7 @@
 # The authors published figures for CIFAR-100 but no training program: beta, schedule, epsilon ramp and averaging
 # are inferred, and the attack is that of IKL-AT. The guide is not perturbed.
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
-exec "$PYTHON" train_lbgat.py \
+launch train_lbgat.py \
     --dataset cifar10 --method lbgat --beta 9 --student wrn-34-10 --guide resnet18-guide \
     --epochs 200 --lr 0.2 --schedule cosine \
     --batch-size 128 --momentum 0.9 --weight-decay 5e-4 \

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # MART5 (Wang et al., ICLR 2020): CIFAR-100, ResNet-18; settings of the authors' training program.
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
-exec "$PYTHON" train_lbgat.py \
+launch train_lbgat.py \
     --dataset cifar100 --method mart --beta 5 --student resnet18 \
     --epochs 120 --lr 0.01 --warmup-factor 1 --decay-epochs 75,90,100 \
     --batch-size 128 --momentum 0.9 --weight-decay 3.5e-3 \

@@ -3,7 +3,7 @@
 # Early stopping is best.pt, chosen on the held-out images; --val-size 0 chooses on the test set, as the published figures
 # are. The program normalises the images, which is left out here.
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
-exec "$PYTHON" train_lbgat.py \
+launch train_lbgat.py \
     --dataset cifar10 --method rice --student preactresnet18 \
     --epochs 200 --lr 0.1 --schedule piecewise --decay-epochs 101,151 \
     --batch-size 128 --momentum 0.9 --weight-decay 5e-4 \

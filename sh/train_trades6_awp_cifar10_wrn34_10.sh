@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # TRADES-AWP (Wu et al., NeurIPS 2020): CIFAR-10, WRN-34-10; settings of the authors' training program.
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
-exec "$PYTHON" train_lbgat.py \
+launch train_lbgat.py \
     --dataset cifar10 --method trades --beta 6 --student wrn-34-10 \
     --epochs 200 --lr 0.1 --warmup-factor 1 --decay-epochs 100,150 \
     --batch-size 128 --momentum 0.9 --weight-decay 5e-4 \

@@ -2,7 +2,7 @@
 # TRADES6 (Zhang et al., ICML 2019): CIFAR-100, WRN-34-10; settings of the authors' training program.
 # 76 epochs, as published; the decays at 90 and 100 take effect with --epochs 100.
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
-exec "$PYTHON" train_lbgat.py \
+launch train_lbgat.py \
     --dataset cifar100 --method trades --beta 6 --student wrn-34-10 \
     --epochs 76 --lr 0.1 --warmup-factor 1 --decay-epochs 75,90,100 \
     --batch-size 128 --momentum 0.9 --weight-decay 2e-4 \

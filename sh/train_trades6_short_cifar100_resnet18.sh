@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # TRADES6 in 30 epochs (Zhang et al., ICML 2019): CIFAR-100, ResNet-18; the published schedule shortened to 30 epochs.
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
-exec "$PYTHON" train_lbgat.py \
+launch train_lbgat.py \
     --dataset cifar100 --method trades --beta 6 --student resnet18 \
     --epochs 30 --lr 0.1 --warmup-factor 1 --decay-epochs 23,28 \
     --batch-size 128 --momentum 0.9 --weight-decay 2e-4 \

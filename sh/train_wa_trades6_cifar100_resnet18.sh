@@ -2,7 +2,7 @@
 # WA-TRADES (Gowal et al., 2020): CIFAR-100, ResNet-18; the WRN recipe on a smaller network.
 # The PyTorch form of the method. Extra images: --extra-data FILE.npz --extra-fraction 0.7.
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
-exec "$PYTHON" train_lbgat.py \
+launch train_lbgat.py \
     --dataset cifar100 --method wa-trades --beta 6 --student resnet18 \
     --label-smoothing 0.1 \
     --epochs 400 --lr 0.4 --schedule onecycle-epochs --onecycle-up 0.025 \

@@ -2,7 +2,7 @@
 # Gowal2020 (Gowal et al., 2020): CIFAR-10, WRN-70-16; settings of its PyTorch port.
 # The PyTorch form of the method. Extra images: --extra-data FILE.npz --extra-fraction 0.7.
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
-exec "$PYTHON" train_lbgat.py \
+launch train_lbgat.py \
     --dataset cifar10 --method wa-trades --beta 6 --student wrn-70-16-swish \
     --label-smoothing 0.1 \
     --epochs 400 --lr 0.4 --schedule onecycle-epochs --onecycle-up 0.025 \

@@ -3,7 +3,7 @@
 # YOPO-5-3. The program trains one epoch more than its setting of 36. Its network has an unused group of blocks and
 # PyTorch's initial weights.
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
-exec "$PYTHON" train_lbgat.py \
+launch train_lbgat.py \
     --dataset cifar10 --method yopo --full-passes 5 --wide 1 --student wrn-34-10 \
     --epochs 37 --lr 0.08 --warmup-factor 1 --decay-epochs 31,35,37 \
     --batch-size 256 --momentum 0.9 --weight-decay 5e-4 \

@@ -56,6 +56,16 @@ def test_flags_of_the_user_win(stub: Path):
     assert (config.epochs, config.student) == (100, "wrn-34-10")
 
 
+@pytest.mark.parametrize("script", ["train_lbgat0_cifar100.sh", "eval_autoattack.sh"])
+def test_in_several_processes(stub: Path, script: str):
+    flags = ["--checkpoint", "a b"] if script.startswith("eval") else []
+    alone = arguments(stub, script, *flags)
+    done = run(ROOT / "sh" / script, *flags, PYTHON=str(stub), NPROC="4")
+    assert done.returncode == 0, done.stderr
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
+    assert done.stdout.splitlines() == torchrun + alone
+
+
 @pytest.mark.parametrize(
     ("own", "method"), [([], "lbgat"), (["--method", "natural", "--mark", "q"], "natural"), (["--method=at"], "at")]
 )
