@@ -5,7 +5,7 @@ difference as the direction, scaled to each weight's norm. The scaling cancels t
 direction is that of the gradient: it is computed here on the student itself, without a copy and a second optimizer.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -15,13 +15,27 @@ SMALL = 1e-20  # keeps the direction of a weight without gradient 0
 
 
 def perturbed_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the weights to perturb, by name: those with more than one dimension, so no BatchNorm and no bias."""
-    return {name: p for name, p in model.named_parameters() if name.endswith("weight") and p.dim() > 1}
+    """Return the weights to perturb, by name: trained ones of more than one dimension, so no BatchNorm and no bias."""
+    named = model.named_parameters()
+    return {name: p for name, p in named if name.endswith("weight") and p.dim() > 1 and p.requires_grad}
+
+
+def weight_gradients(loss: Tensor, weights: Iterable[Tensor]) -> list[Tensor]:
+    """The gradients of a loss in the weights; 0 in those that it does not depend on."""
+    return list(torch.autograd.grad(loss, list(weights), allow_unused=True, materialize_grads=True))
 
 
 def directions(weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
     """Scale each loss gradient to the norm of its weight: |w| / (|g| + 1e-20) g."""
     return [w.norm() / (g.norm() + SMALL) * g for w, g in zip(weights, gradients, strict=True)]
+
+
+def named_directions(
+    weights: Mapping[str, nn.Parameter], gradients: Sequence[Tensor]
+) -> dict[str, tuple[nn.Parameter, Tensor]]:
+    """Each weight and its direction, by name."""
+    found = zip(weights.items(), directions(list(weights.values()), gradients), strict=True)
+    return {name: (w, v) for (name, w), v in found}
 
 
 @contextmanager

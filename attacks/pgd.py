@@ -118,6 +118,7 @@ def perturb(
     stopped_leave: bool = False,
     first: Inner | None = None,
     noise_rows: tuple[int, slice] | None = None,
+    nat_logits: Tensor | None = None,
 ) -> Tensor:
     """Adversarial images by projected gradient ascent.
 
@@ -139,12 +140,12 @@ def perturb(
         first: what the first step maximises, if not ``inner``.
         noise_rows: of how many images the noise of the steps is drawn, and which of them these are; just these by
             default.
+        nat_logits: logits (B, C) that ``inner`` gets in place of those on x.
 
     Returns:
         x' like x, inside the epsilon-ball around x and [0, 1], detached.
     """
-    nat_logits = None
-    if uses_clean:
+    if uses_clean and nat_logits is None:
         with torch.no_grad():
             nat_logits = forward(x)
     x_adv = starting_point(x, spec, generator) if start is None else start

@@ -1,7 +1,10 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009), from one npz file or through torchvision."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import filelock
 import numpy as np
 
 from datasets import MOST_CLASSES, Dataset
@@ -10,12 +13,15 @@ from utils.errors import UserError
 
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
 KEYS = ("x_train", "y_train", "x_test", "y_test")
+OPTIONAL_KEYS = ("class_names", "flip", "padding")
+MOST_PADDING = 64
 
 
 def load_npz(name: str, path: Path) -> Dataset:
-    """Read ``NAME.npz``: keys x_train, y_train, x_test, y_test, and optionally class_names; images NHWC uint8.
+    """Read ``NAME.npz``: keys x_train, y_train, x_test, y_test; images NHWC uint8.
 
-    Without class_names the classes are named after their labels, 0 to the largest one.
+    The keys class_names, flip and padding are optional; see ``Dataset``. Without class_names the classes are named
+    after their labels, 0 to the largest one.
 
     Raises:
         UserError: unreadable, a key is missing, or the content does not fit the name.
@@ -27,7 +33,7 @@ def load_npz(name: str, path: Path) -> Dataset:
             missing = [key for key in KEYS if key not in file.files]
             if missing:
                 raise UserError(f"{path} lacks the keys {', '.join(missing)}: it must hold {', '.join(KEYS)}")
-            keys = (*KEYS, "class_names") if "class_names" in file.files else KEYS
+            keys = (*KEYS, *(key for key in OPTIONAL_KEYS if key in file.files))
             check_members(file.zip, keys)
             arrays = {key: file[key] for key in keys}
         # numpy hands back the bytes of a member that it cannot read.
@@ -48,7 +54,12 @@ def load_npz(name: str, path: Path) -> Dataset:
     class_names = tuple(map(str, names))
     if name in NUM_CLASSES and len(class_names) != NUM_CLASSES[name]:
         raise UserError(f"{path} names {len(class_names)} classes, {name} has {NUM_CLASSES[name]}")
-    return Dataset(name=name, class_names=class_names, **arrays)
+    flip, padding = (arrays.pop(key, np.array(default)) for key, default in (("flip", True), ("padding", 4)))
+    if flip.shape or flip.dtype != bool:
+        raise UserError(f"{path}: flip is {flip.dtype} {flip.shape}, it must be True or False")
+    if padding.shape or padding.dtype.kind not in "iu" or not 0 <= padding <= MOST_PADDING:
+        raise UserError(f"{path}: padding must be a whole number of pixels, from 0 to {MOST_PADDING}")
+    return Dataset(name=name, class_names=class_names, flip=bool(flip), padding=int(padding), **arrays)
 
 
 def _names_of_labels(path: Path, labels: np.ndarray) -> np.ndarray:
@@ -64,6 +75,17 @@ def _names_of_labels(path: Path, labels: np.ndarray) -> np.ndarray:
     return np.arange(high + 1).astype(str)
 
 
+def _read_or_download(source: Callable[..., Any], folder: Path) -> list[Any]:
+    """The training and the test split; of several processes one downloads them."""
+    splits = (True, False)
+    try:
+        return [source(str(folder), train=split) for split in splits]
+    except RuntimeError:  # missing or incomplete
+        folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder / "download.lock"):
+            return [source(str(folder), train=split, download=True) for split in splits]
+
+
 def download(name: str, data_dir: Path) -> Dataset:
     """torchvision's copy in ``data_dir``, downloaded if missing; its checksums are verified.
 
@@ -74,8 +96,7 @@ def download(name: str, data_dir: Path) -> Dataset:
 
     source = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        train, test = (source(str(data_dir), train=split, download=True) for split in (True, False))
+        train, test = _read_or_download(source, data_dir)
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"{name} is not in {data_dir} and could not be downloaded ({error}): put {name}.npz "

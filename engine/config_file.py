@@ -11,7 +11,7 @@ from utils.errors import UserError
 from utils.options import flag
 from utils.provenance import PROVENANCE
 
-NOT_SETTINGS = {*PROVENANCE, "sources", "processes"}  # how and where the run was made
+NOT_SETTINGS = {*PROVENANCE, "sources", "processes", "resume"}  # how and where the run was made
 
 
 def read_config(path: str | Path, config: type, given: dict[str, Any]) -> dict[str, Any]:

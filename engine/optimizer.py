@@ -6,10 +6,18 @@ import torch
 from torch import nn
 
 from engine.config import TrainConfig
+from utils.options import require
 
 
 def create_optimizer(config: TrainConfig, networks: Sequence[nn.Module]) -> torch.optim.SGD:
-    """One SGD over all trainable parameters; with ``no_norm_decay`` BatchNorm's are a second group without decay."""
+    """One SGD over all trainable parameters; with ``no_norm_decay`` BatchNorm's are a second group without decay.
+
+    Raises:
+        UserError: a momentum that is not for Nesterov's method, or not for the schedule.
+    """
+    require(config.momentum > 0 or not config.nesterov, "--nesterov needs a momentum: set --momentum above 0")
+    lowered = config.schedule == "cyclic"
+    require(config.momentum >= 0.1 or not lowered, "--schedule cyclic lowers --momentum by 0.1: set it to 0.1 or more")
     parameters = [p for net in networks for p in net.parameters() if p.requires_grad]
     groups = [{"params": parameters}]
     if config.no_norm_decay:

@@ -22,6 +22,17 @@ MAY_CHANGE_ON_RESUME = {
 }  # fmt: skip
 
 
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The SGD's state to save. A parameter that has had no gradient, and so no momentum, gets one of 0, which leaves
+    every later update as it is: the buffers are all there, or none is."""
+    saved = optimizer.state_dict()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if any(state.get("momentum_buffer") is not None for state in saved["state"].values()):
+        for i, p in enumerate(parameters):
+            saved["state"].setdefault(i, {"momentum_buffer": torch.zeros_like(p)})
+    return saved
+
+
 def momentum_buffers(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor | None]]:
     """The momentum buffers of a saved SGD state, checked against the parameters: a fused optimizer checks nothing.
 
@@ -84,5 +95,5 @@ def load_training_state(path: Path, config: TrainConfig, data: str, device: torc
 
 def may_change(config: TrainConfig) -> set[str]:
     """What may differ: the number of epochs only where the epochs before do not depend on it."""
-    depends = config.schedule != "multistep" or config.epsilon_ramp != "none"
+    depends = config.schedule != "multistep" or config.epsilon_ramp != "none" or config.average_warmup > 0
     return MAY_CHANGE_ON_RESUME - {"epochs"} if depends else MAY_CHANGE_ON_RESUME

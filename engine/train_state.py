@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from engine.averaging import WeightAverage
 from engine.config import TrainConfig
-from engine.resume import FORMAT, damaged, load_training_state, momentum_buffers
+from engine.resume import FORMAT, damaged, load_training_state, momentum_buffers, optimizer_state
 from engine.schedule import learning_rate
 from engine.share import share_state
 from engine.steps import Step
@@ -130,7 +130,7 @@ class Checkpoints:
             "data": self.data,
             "student": self.student.state_dict(),
             "guide": self.guide.state_dict() if self.guide is not None else None,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer_state(self.optimizer),
             "objective": self.objective.state_dict(),
             "step": step,
             "average": self.average.state_dict() if self.average else None,

@@ -58,6 +58,8 @@ class Trainer:
         ).to(self.device)
         if self.objective.bn_sets > 1:
             add_second_batchnorms(self.student)
+        if weights := [name for name, _ in self.objective.named_parameters()]:
+            raise UserError(f"{config.method} has a trainable {weights[0]}, which no optimizer has: make it a buffer")
         self.guide = create_guide(config, self.objective, self.data.num_classes, self.device)
         parts = config.accumulate * (self.group.size if config.batch_norm == "local" else 1)
         names = (config.student, config.guide) if self.guide else (config.student,)
@@ -81,7 +83,12 @@ class Trainer:
         )
         self.average = create_average(config, self.step.student, len(self.data.loader))
         self.peak = (peak_flops(self.device, config.precision) or 0.0) * self.group.size
-        self.gflop = step_gflop(config, self.data.num_classes, *self.data.loader.images.shape[2:]) if self.peak else 0.0
+        self.gflop = 0.0
+        if self.peak:
+            try:
+                self.gflop = step_gflop(config, self.data.num_classes, *self.data.loader.images.shape[2:])
+            except Exception:  # a user's network may look at values, which the count has not
+                self.peak = 0.0
         self.progress = Progress()
         self.checkpoints = Checkpoints(
             config, self.data.fingerprint, self.student, self.guide, self.objective, self.optimizer, self.step,

@@ -53,9 +53,9 @@ class EvalConfig(CommonConfig):
     )
     version: str = option(
         "standard",
-        "which suite: standard, dev (only its apgd-ce and apgd-t: an upper bound in a fifth to a third of the time), plus, rand "
-        "(for randomized networks), or custom, which runs --attacks with 5 restarts of apgd-ce, apgd-dlr and fab "
-        "instead of the standard's 1",
+        "which suite: standard, dev (its apgd-ce and apgd-t alone: an upper bound in a fifth to a third of the time), "
+        "plus, rand (for randomized networks), or custom, which runs --attacks with 5 restarts of apgd-ce, apgd-dlr "
+        "and fab instead of the standard's 1",
         "attack",
         choices=VERSIONS,
     )

@@ -78,6 +78,7 @@ class Objective(nn.Module):
         attack_mode: the student's mode in the attack; see ``attacks.pgd.frozen``.
         step_noise: standard deviation of the noise in each step of the attack; see ``attacks.pgd.AttackSpec``.
         inner_uses_clean: whether ``inner`` uses ``nat_logits``.
+        inner_uses_guide: whether ``inner`` gets g(x) of the guide in eval mode as its ``nat_logits``.
         moves: ``moves(adv_logits, y, wrong) -> (B,) bool``, which images take the next step of the attack; see
             ``attacks.pgd.perturb``. None is all of them.
         first_inner: ``first_inner(adv_logits, nat_logits, y, u) -> (B,)``, what the attack maximises in one step more,
@@ -100,6 +101,7 @@ class Objective(nn.Module):
     attack_mode: ClassVar[str] = "eval"
     step_noise: float = 0.0
     inner_uses_clean: ClassVar[bool] = False
+    inner_uses_guide: ClassVar[bool] = False
     moves: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     first_inner: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
     bn_momentum: float = 0.0
@@ -133,7 +135,8 @@ class Objective(nn.Module):
 
         Args:
             adv_logits: f(x'), (B, C), student in eval mode.
-            nat_logits: f(x), (B, C), computed once per attack without gradient; None unless ``inner_uses_clean``.
+            nat_logits: f(x), (B, C), computed once per attack without gradient; None unless ``inner_uses_clean``, and
+                g(x) where ``inner_uses_guide``.
             y: labels (B,), int64.
 
         Returns:

@@ -63,6 +63,9 @@ class AcceleratedModel:
     Args:
         model: its parameters stay the ones that the optimizer trains; channels_last changes only their memory order.
         autocast: makes the context of mixed precision; logits are returned in float32 or better.
+
+    Attributes:
+        compiled_ran: whether a compiled forward pass has been made.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class AcceleratedModel:
         if acceleration.channels_last:
             model.to(memory_format=torch.channels_last)
         self.model, self.acceleration, self.autocast = model, acceleration, autocast
+        self.compiled_ran = False
         self._folded = _fold(model) if acceleration.fold else None
         self._train_forward: Callable[[Tensor], Tensor] = model
         self._attack_forward: Callable[[Tensor], Tensor] = self._folded or model
@@ -136,6 +140,7 @@ class AcceleratedModel:
             forward = eager
         with self.autocast():
             logits = forward(self.in_memory_order(images))
+        self.compiled_ran |= forward is not eager
         # Mixed precision returns bfloat16; compute the losses in float32.
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 

@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from utils.distributed import ProcessGroup
+from utils.errors import UserError
 
 
 class SynchronisedBatchNorm2d(nn.BatchNorm2d):
@@ -38,10 +40,20 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
 
 
 def synchronise_batch_norm(model: nn.Module, group: ProcessGroup) -> None:
-    """Turn every BatchNorm2d of the model into a synchronised one, with the same parameters and statistics."""
-    for module in model.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__, module.group = SynchronisedBatchNorm2d, group
+    """Turn every BatchNorm2d of the model into a synchronised one, with the same parameters and statistics.
+
+    Raises:
+        UserError: a BatchNorm of another kind, whose statistics would differ between the processes.
+    """
+    for name, module in model.named_modules():
+        if not isinstance(module, _BatchNorm) or isinstance(module, SynchronisedBatchNorm2d):
+            continue
+        if type(module) is not nn.BatchNorm2d or not module.affine or module.momentum is None:
+            raise UserError(
+                f"{name} ({module}) cannot have the statistics of several processes: add --batch-norm local, or use "
+                "BatchNorm2d with weights and a momentum"
+            )
+        module.__class__, module.group = SynchronisedBatchNorm2d, group
 
 
 @contextmanager

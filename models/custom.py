@@ -120,7 +120,7 @@ def create_custom(name: str, num_classes: int) -> nn.Module:
 
 
 def check_outputs(name: str, model: nn.Module, num_classes: int, images: Tensor) -> None:
-    """Make sure that a network maps images (B, C, H, W) to finite logits (B, num_classes), in its present mode.
+    """Make sure that a network maps images (B, C, H, W) to logits (B, num_classes), in its present mode.
 
     Raises:
         UserError: it does not; the sentence names what it returned or raised.

@@ -40,14 +40,19 @@ class Folded:
     with the model. It is differentiable only in the images: folded weights have no gradient.
 
     Args:
-        model: any network that ``torch.fx`` can trace. Put it in eval mode before calling this.
+        model: any network that ``torch.fx`` can trace, in any mode.
 
     Raises:
         torch.fx.proxy.TraceError: the forward depends on values and cannot be traced.
     """
 
     def __init__(self, model: nn.Module):
-        traced = fx.GraphModule(model, _Tracer().trace(model))
+        modes = [(module, module.training) for module in model.modules()]
+        try:
+            traced = fx.GraphModule(model, _Tracer().trace(model.eval()))  # the mode becomes a constant in functions
+        finally:
+            for module, training in modes:
+                module.training = training
         modules = dict(traced.named_modules())
         self._pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d, nn.Conv2d]] = []
         self._affine: list[tuple[nn.BatchNorm2d, Affine]] = []

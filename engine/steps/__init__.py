@@ -23,6 +23,7 @@ from losses.base import Objective
 from models.accelerate import AcceleratedModel, AccelerationConfig
 from models.batchnorm import synchronise_batch_norm
 from utils.distributed import ProcessGroup
+from utils.errors import UserError
 
 
 class Step(Protocol):
@@ -106,7 +107,20 @@ def create_step(
         batch_norm: of several processes, statistics of the whole batch (``synchronised``), or of each process's rows
             (``local``).
         accumulate: into how many parts a batch is divided that run one after the other.
+
+    Raises:
+        UserError: settings, or members of the objective, that its step has no use for.
     """
+    chosen = STEPS[objective.step]
+    name, method = objective.step, type(objective)
+    if unused := [member for member in chosen.ignores if getattr(method, member) != getattr(Objective, member)]:
+        raise UserError(f"{method.__name__}.{unused[0]} has no effect in the step {name!r}: remove it")
+    if objective.inner_uses_guide and guide is None:
+        raise UserError(f"the attack of {method.__name__} uses a guide, and no pass of it does: add one to passes")
+    if chosen.own_attack and attack.norm != "linf":
+        raise UserError(f"--norm {attack.norm} is not for {name}: its attack is of l-inf")
+    if chosen.own_attack and (awp_gamma or any(view_weights[1:]) or accumulate > 1):
+        raise UserError(f"--awp-gamma, --augment-view-weight and --accumulate are not for {name}: leave them out")
     if objective.bn_sets > 1:  # a compiled forward holds on to one set
         acceleration = replace(acceleration, compile_batch_size=0, cuda_graphs=False)
     # The shapes stay the same: let cuDNN time its algorithms once.
@@ -115,7 +129,7 @@ def create_step(
         for net in filter(None, (student, guide)):
             synchronise_batch_norm(net, group)
     networks = [AcceleratedModel(net, acceleration, autocast) if net is not None else None for net in (student, guide)]
-    step = STEPS[objective.step](*networks, objective, optimizer, attack, awp_gamma, view_weights, group, accumulate)
+    step = chosen(*networks, objective, optimizer, attack, awp_gamma, view_weights, group, accumulate)
     if acceleration.compile_batch_size:
         step = EagerFallback(step)
     if acceleration.cuda_graphs:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from models.accelerate import warn_once
+from utils.errors import UserError
 
 Outputs = dict[str, Tensor]
 
@@ -26,15 +27,19 @@ class EagerFallback:
         return getattr(self.step, name)
 
     def __call__(self, views: Sequence[Tensor], y: Tensor, generator: torch.Generator | None = None) -> Outputs:
-        networks = [net for net in (self.step.student, self.step.guide) if net is not None]
-        if self._proven or len(y) != networks[0].acceleration.compile_batch_size:
+        if self._proven:
             return self.step(views, y, generator)
-        self._proven = True
+        networks = [net for net in (self.step.student, self.step.guide) if net is not None]
         buffers = [(b, b.clone()) for net in networks for b in net.model.buffers()]
         random = None if generator is None else generator.get_state()
         try:
-            return self.step(views, y, generator)
+            terms = self.step(views, y, generator)
+            self._proven = any(net.compiled_ran for net in networks)  # not in a smaller batch
+            return terms
+        except (torch.cuda.OutOfMemoryError, UserError):
+            raise
         except Exception as error:  # whatever the compiler raises
+            self._proven = True
             with torch.no_grad():
                 for buffer, before in buffers:
                     buffer.copy_(before)

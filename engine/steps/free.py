@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attacks.pgd import clip
-from engine.steps.standard import StandardStep, refuse_beyond_linf, set_rates
+from engine.steps.standard import StandardStep, set_rates
 
 
 class FreeStep(StandardStep):
@@ -19,10 +19,12 @@ class FreeStep(StandardStep):
     """
 
     capturable = False  # the optimizer steps within
+    ignores = ("after_step", "after_update", "bn_momentum")
+
+    own_attack = True
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        refuse_beyond_linf(self, "free")
         self.delta: Tensor | None = None
         self.losses: list[Tensor] = []
         self._rates: Sequence[dict[str, float]] = [{}] * self.updates_per_batch

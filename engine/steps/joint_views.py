@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attacks.awp import directions, perturbed_weights, statistics_kept
+from attacks.awp import named_directions, perturbed_weights, statistics_kept, weight_gradients
 from engine.steps.standard import Logits, StandardStep
 from models.batchnorm_sets import second_batchnorms
 from utils.errors import UserError
@@ -21,6 +21,7 @@ class JointViewsStep(StandardStep):
     """
 
     capturable = False  # the BatchNorm layers change within
+    ignores = ("after_step", "after_update")
 
     def __init__(self, *args: Any):
         super().__init__(*args)
@@ -60,7 +61,6 @@ class JointViewsStep(StandardStep):
         with statistics_kept(self.student.model):
             self.run_passes(self.passes, 0, views[0], y, found)
             loss = self.objective.perturbed_loss(found, y)
-            gradients = torch.autograd.grad(loss, list(weights.values()))
+            gradients = weight_gradients(loss, weights.values())
         self.group.sum_(*gradients)
-        scaled = directions(list(weights.values()), gradients)
-        return {name: (w, v) for (name, w), v in zip(weights.items(), scaled, strict=True)}
+        return named_directions(weights, gradients)

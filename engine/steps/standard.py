@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from attacks.awp import directions, perturbed, perturbed_weights, statistics_kept
+from attacks.awp import named_directions, perturbed, perturbed_weights, statistics_kept, weight_gradients
 from attacks.pgd import AttackSpec, frozen, perturb, starting_point, uniform
 from losses.base import FROZEN_PASSES, Objective
 from models.accelerate import AcceleratedModel
@@ -22,14 +22,6 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: dict[str, float]) -> None
     """Set the learning rate and the momentum of the next update, ``{"lr": ..., "momentum": ...}``."""
     for group in optimizer.param_groups:
         group.update(rates)
-
-
-def refuse_beyond_linf(step: "StandardStep", method: str) -> None:
-    """Raises: UserError: settings that are not of a method with an l-inf attack of its own on plain images."""
-    if step.attack.norm != "linf":
-        raise UserError(f"--norm {step.attack.norm} is not for {method}: its attack is of l-inf")
-    if step.awp_gamma or any(step.view_weights[1:]) or step.accumulate > 1:
-        raise UserError(f"--awp-gamma, --augment-view-weight and --accumulate are not for {method}: leave them out")
 
 
 class StandardStep:
@@ -53,10 +45,13 @@ class StandardStep:
         x_adv: x' of each part of each view of the latest batch that ran eagerly (a replayed CUDA graph does not set
             it), this process's rows; empty without an attack.
 
-    Raises: UserError: several attacks on a batch whose noise would depend on the number of processes.
+    Raises: UserError: several attacks on a batch whose noise would depend on the number of processes, or an attack that
+        may end earlier in one process than in another while its passes exchange statistics.
     """
 
     updates_per_batch = 1
+    ignores: ClassVar[tuple[str, ...]] = ()  # members of an objective that the step does not use
+    own_attack: ClassVar[bool] = False  # of l-inf, on plain images
 
     def __init__(
         self,
@@ -75,8 +70,10 @@ class StandardStep:
         self.attack, self.awp_gamma, self.view_weights = attack, awp_gamma, view_weights
         self.passes = (awp_gamma > 0 and objective.awp_passes) or objective.passes
         self.x_adv: list[Tensor] = []
-        if objective.step_noise and group.size > 1 and (accumulate > 1 or any(view_weights[1:])):
+        if group.size > 1 and objective.step_noise and (accumulate > 1 or any(view_weights[1:])):
             raise UserError("--accumulate and --augment-view-weight are not for this method in several processes")
+        if group.size > 1 and objective.moves and objective.attack_mode != "eval":
+            raise UserError("a method whose attack stops early in train mode is not for several processes")
 
     @property
     def capturable(self) -> bool:
@@ -193,6 +190,7 @@ class StandardStep:
                 stopped_leave=evaluated,
                 first=first,
                 noise_rows=(n, rows),
+                nat_logits=self.frozen_guide(x) if chosen.inner_uses_guide else None,
             )
 
     def gradients(self, views: Sequence[Tensor], y: Tensor, logits: list[Logits]) -> dict[str, Tensor]:
@@ -252,9 +250,7 @@ class StandardStep:
             if kind == "far":
                 images = x + self.objective.h * (images - x)
             if kind in FROZEN_PASSES:
-                with torch.no_grad(), frozen(self.guide.model):
-                    self.guide.refresh()
-                    out = self.guide.attack_logits(images)
+                out = self.frozen_guide(images)
             else:
                 network = self.guide if kind == "guide" else self.student
                 network.model.train()
@@ -262,6 +258,12 @@ class StandardStep:
                     out = network.train_logits(images)
             if not only_statistics:
                 logits[name] = self.group.whole(out, len(y))
+
+    def frozen_guide(self, images: Tensor) -> Tensor:
+        """The guide's logits (B, C) on images (B, 3, H, W), in eval mode and without gradient."""
+        with torch.no_grad(), frozen(self.guide.model):
+            self.guide.refresh()
+            return self.guide.attack_logits(images)
 
     def _perturbation(self, views: Sequence[Tensor], y: Tensor, logits: list[Logits]) -> AbstractContextManager:
         """The context in which the student's weights are perturbed. The guide's passes, which the perturbation does not
@@ -287,10 +289,9 @@ class StandardStep:
         with statistics_kept(self.student.model):
             for i, (x, known) in enumerate(zip(views, logits, strict=True)):
                 loss = sum(self.outer(passes, i, x, y, known).values())
-                torch._foreach_add_(gradients, torch.autograd.grad(loss, list(weights.values())))
+                torch._foreach_add_(gradients, weight_gradients(loss, weights.values()))
         self.group.sum_(*gradients)
-        scaled = directions(list(weights.values()), gradients)
-        return {name: (w, v) for (name, w), v in zip(weights.items(), scaled, strict=True)}
+        return named_directions(weights, gradients)
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attacks.first_layer import first_layer_steps
 from attacks.pgd import clip, frozen, uniform
-from engine.steps.standard import StandardStep, refuse_beyond_linf
+from engine.steps.standard import StandardStep
 from utils.errors import UserError
 
 
@@ -25,6 +25,17 @@ def first_layer(model: nn.Module) -> nn.Conv2d:
             "YOPO needs a network whose first layer is a convolution without bias: choose another --student"
         )
     return layer
+
+
+def check_sees_images(model: nn.Module, layer: nn.Module, x: Tensor) -> None:
+    """Raises: UserError: the layer's input is not x itself, so that its gradient cannot be had from x + eta."""
+    seen: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with torch.no_grad(), frozen(model):
+        model(x)
+    handle.remove()
+    if not torch.equal(seen[0], x):
+        raise UserError("the first layer of a network for YOPO sees the images as they are: leave out --normalize")
 
 
 @contextmanager
@@ -59,10 +70,12 @@ class YOPOStep(StandardStep):
     """
 
     capturable = False  # hooks on the first layer
+    ignores = ("after_step", "after_update", "bn_momentum")
+
+    own_attack = True
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        refuse_beyond_linf(self, "yopo")
         self.layer = first_layer(self.student.model)
         self.etas: list[Tensor] = []
         self.losses: list[Tensor] = []
@@ -79,6 +92,8 @@ class YOPOStep(StandardStep):
         eta, x = self.draw_eta(x, generator)[rows], x[rows]
         self.etas, self.losses = [], []
         first_batch = not self.optimizer.state
+        if first_batch:
+            check_sees_images(self.student.model, self.layer, self.student.in_memory_order(views[0][:1]))
         self.student.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         for j in range(int(self.objective.full_passes)):
@@ -109,9 +124,10 @@ class TRADESYOPOStep(StandardStep):
 
     capturable = False  # hooks on the first layer
 
+    own_attack = True
+
     def __init__(self, *args: Any):
         super().__init__(*args)
-        refuse_beyond_linf(self, "trades-yopo")
         self.layer = first_layer(self.student.model)
         self.etas: list[Tensor] = []
 

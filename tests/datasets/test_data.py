@@ -1,7 +1,10 @@
 """Data sets, their failures, and the batches made of them."""
 
 import sys
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
@@ -124,6 +127,9 @@ BAD_CONTENT = {
         r"class_names is complex64 \(10,\), it must be text",
     ),
     "too many names": ({"class_names": np.full(100_001, "a")}, "at most 100000"),
+    "flip is a number": ({"flip": 1}, r"flip is int64 \(\), it must be True or False"),
+    "padding is negative": ({"padding": -1}, "padding must be a whole number of pixels, from 0 to 64"),
+    "padding is a list": ({"padding": [4, 4]}, "padding must be a whole number"),
     "missing key": ({"y_test": None}, "lacks the keys y_test: it must hold x_train"),
     "missing keys": ({"y_test": None, "x_test": None}, "lacks the keys x_test, y_test"),
     "objects": (
@@ -147,6 +153,13 @@ def test_npz_without_class_names(tmp_path):
     dataset = load_dataset("mine", tmp_path)
     assert dataset.class_names == tuple(map(str, range(dataset.num_classes)))
     assert dataset.num_classes == 1 + max(dataset.y_train.max(), dataset.y_test.max())
+
+
+def test_npz_says_whether_to_mirror_and_how_far_to_crop(tmp_path):
+    for i, (changes, expected) in enumerate(((({}), (True, 4)), ({"flip": False, "padding": 0}, (False, 0)))):
+        np.savez(tmp_path / f"mine{i}.npz", **arrays(**changes))
+        dataset = load_dataset(f"mine{i}", tmp_path)
+        assert (dataset.flip, dataset.padding) == expected
 
 
 @pytest.mark.parametrize("what", BAD_CONTENT)
@@ -219,6 +232,29 @@ def test_no_network_and_no_data(tmp_path, monkeypatch, name, error):
     assert f"{name} is not in {folder} and could not be downloaded" in message
     assert f"put {name}.npz (keys x_train, y_train, x_test, y_test, class_names) into" in message
     assert "--dataset digits" in message
+
+
+def test_several_processes_download_once(tmp_path, monkeypatch):
+    calls = []
+
+    class Source:
+        """Like torchvision's: without the file it raises, unless it may download."""
+
+        data, targets, classes = np.zeros((2, 8, 8, 3), np.uint8), [0, 1], [str(i) for i in range(10)]
+
+        def __init__(self, folder, train, download=False):
+            file = Path(folder) / "file"
+            if not file.exists() and not download:
+                raise RuntimeError("Dataset not found or corrupted")
+            if not file.exists():
+                calls.append(folder)
+                time.sleep(0.1)
+                file.write_text("images")
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Source)
+    with ThreadPoolExecutor(4) as pool:
+        datasets = list(pool.map(lambda _: load_dataset("cifar10", tmp_path / "data"), range(4)))
+    assert len(calls) == 1 and [d.num_classes for d in datasets] == [10] * 4
 
 
 def test_data_folder_is_a_file(tmp_path):

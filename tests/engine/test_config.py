@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 
@@ -303,6 +304,7 @@ def test_help_says_each_method_with_its_flags_and_source(capsys):
     shown = capsys.readouterr().out
     for name, method in METHODS.items():
         assert f"\n  {name}\n" in shown and method.source in shown
+        assert re.search(rf"\n  {name}\n(    [^\n]+\n)*?    [^\n]+\.\n    (--|{re.escape(method.source[:9])})", shown)
         for p in method.parameters:
             assert f"    {flag(p.name)} {p.name.upper()}: {p.help}; {p.range} (default: {p.default:g})\n" in shown
 
@@ -367,6 +369,8 @@ def test_config_json_is_taken_back(tmp_path):
     path = tmp_path / "config.json"
     config = write_config(path)
     assert parse_train(["--config", str(path)]) == config
+    write_config(path, resume="none")  # how that run was started
+    assert parse_train(["--config", str(path)]).resume == "auto"
     changed = parse_train(["--config", str(path), "--seed", "9", "--beta", "6"])
     assert changed == dataclasses.replace(config, seed=9, parameters={**config.parameters, "beta": 6.0})
 

@@ -13,7 +13,7 @@ from engine.optimizer import create_optimizer
 from engine.overfitting import catastrophic
 from engine.steps import create_step
 from engine.trainer import Trainer
-from losses import create_objective
+from losses import create_objective, find_method
 from models import create_model
 from tests.helpers import innermost, new_tiny_net, tiny_run
 from utils.errors import UserError
@@ -91,6 +91,49 @@ def test_steps_with_an_attack_of_their_own_refuse_what_they_cannot(method):
         create_step(net, None, objective, optimizer, AttackSpec(0.1, 0.05, 1), awp_gamma=0.1)
     with pytest.raises(UserError, match="--norm l2 is not for"):
         create_step(net, None, objective, optimizer, AttackSpec(0.1, 0.05, 1, "l2"))
+
+
+class Centred(torch.nn.Module):
+    """Its first convolution sees the images minus their mean."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x - 0.5)
+
+
+def test_yopo_refuses_a_network_whose_first_layer_does_not_see_the_images():
+    """The gradient of the first layer would be taken at other images than the network's."""
+    net, objective = Centred(new_tiny_net(4, 1)), create_objective("yopo", full_passes=1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    step = create_step(net, None, objective, optimizer, AttackSpec(0.1, 0.05, 1))
+    x, y = torch.rand(4, 3, 8, 8, dtype=torch.float64), torch.arange(4)
+    with pytest.raises(UserError, match="sees the images as they are: leave out --normalize"):
+        step([x], y)
+    assert not optimizer.state
+
+
+@pytest.mark.parametrize("method", ["free", "yopo", "dajat"])
+def test_members_that_a_step_does_not_use_are_refused(method):
+    class Mine(find_method(method)):
+        def after_step(self, logits, y):
+            pass
+
+    net = new_tiny_net(4, 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(UserError, match=r"^Mine\.after_step has no effect in the step"):
+        create_step(net, None, Mine(), optimizer, AttackSpec(0.1, 0.05, 1))
+
+
+def test_momentum_that_is_not_for_the_schedule_or_nesterov():
+    nets = [create_model("wrn-10-1", 10)]
+    with pytest.raises(UserError, match=r"--schedule cyclic lowers --momentum by 0\.1: set it to 0.1 or more"):
+        create_optimizer(TrainConfig(schedule="cyclic", momentum=0.05), nets)
+    with pytest.raises(UserError, match="--nesterov needs a momentum"):
+        create_optimizer(TrainConfig(nesterov=True, momentum=0.0), nets)
+    create_optimizer(TrainConfig(schedule="cyclic", momentum=0.1), nets)
 
 
 @pytest.fixture

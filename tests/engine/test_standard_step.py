@@ -227,10 +227,11 @@ def _broken_compile(model, **_):
     return run
 
 
-def test_failing_compilation_falls_back_with_one_warning(monkeypatch, _no_warning_yet):
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_failing_compilation_falls_back_with_one_warning(monkeypatch, _no_warning_yet, accumulate):
     x, y, start = batch(8)
     *nets, optimizer = nets_and_optimizer()
-    eager = create_step(*nets, create_objective("lbgat", beta=6.0), optimizer, ATTACK)
+    eager = create_step(*nets, create_objective("lbgat", beta=6.0), optimizer, ATTACK, accumulate=accumulate)
     expected = run_step(eager, [x], y, [start.clone()])
     monkeypatch.setattr(torch, "compile", _broken_compile)
     *nets, optimizer = nets_and_optimizer()
@@ -239,7 +240,8 @@ def test_failing_compilation_falls_back_with_one_warning(monkeypatch, _no_warnin
         create_objective("lbgat", beta=6.0),
         optimizer,
         ATTACK,
-        acceleration=AccelerationConfig(compile_batch_size=8),
+        acceleration=AccelerationConfig(compile_batch_size=8 // accumulate),
+        accumulate=accumulate,
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

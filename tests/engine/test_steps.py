@@ -8,7 +8,11 @@ from engine.config import TrainConfig
 from engine.steps import create_step
 from engine.trainer import Trainer
 from losses import create_objective
+from losses.lbgat import LBGAT
 from models import create_model
+from tests.helpers import new_tiny_net
+from utils.distributed import ProcessGroup
+from utils.errors import UserError
 
 ATTACK = AttackSpec(0.03, 0.01, 1)
 
@@ -63,6 +67,44 @@ def test_attack_noise_and_batches_have_seeds_of_their_own(tmp_path):
         noise = {trainer._generator(epoch, step).initial_seed() for step in range(5)}
         loader = {trainer.data.loader._seed(epoch), *(trainer.data.loader._seed(epoch, step, 1) for step in range(5))}
         assert len(noise) == 5 and not noise & loader
+
+
+class AgainstTheGuide(LBGAT):
+    inner_uses_guide = True
+
+    def inner(self, adv_logits, nat_logits, y):
+        return (adv_logits - nat_logits).square().mean(1)
+
+
+def test_an_attack_away_from_the_guide():
+    """By hand: gradient ascent on |f(x') - g(x)|^2, the guide in eval mode."""
+    (net, guide), spec = (new_tiny_net(4, seed) for seed in (1, 2)), AttackSpec(0.05, 0.02, 3)
+    x, y = torch.rand(4, 3, 8, 8, dtype=torch.float64), torch.arange(4)
+    expected = start = x + 0.001 * torch.randn_like(x)
+    fixed = guide.eval()(x).detach()
+    for _ in range(3):
+        leaf = expected.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad((net.eval()(leaf) - fixed).square().sum(), leaf)
+        expected = (x + (leaf.detach() + 0.02 * gradient.sign() - x).clamp(-0.05, 0.05)).clamp(0, 1)
+    optimizer = torch.optim.SGD([*net.parameters(), *guide.parameters()], 0.1)
+    step = create_step(net, guide, AgainstTheGuide(beta=0.0), optimizer, spec)
+    step.draw_starts = lambda views, generator: [start]
+    step([x], y)
+    torch.testing.assert_close(step.x_adv[0], expected)
+    with pytest.raises(UserError, match="the attack of AgainstTheGuide uses a guide"):
+        create_step(net, None, AgainstTheGuide(beta=0.0), optimizer, spec)
+
+
+def test_processes_would_stop_at_different_steps():
+    """An attack in train mode exchanges statistics in every step: all processes must make equally many."""
+    objective = create_objective("fat")
+    net, optimizer = new_tiny_net(4, 1), torch.optim.SGD(new_tiny_net(4, 1).parameters(), 0.1)
+    type(objective).attack_mode, mode = "train", type(objective).attack_mode
+    try:
+        with pytest.raises(UserError, match="stops early in train mode is not for several processes"):
+            create_step(net, None, objective, optimizer, ATTACK, group=ProcessGroup(0, 2))
+    finally:
+        type(objective).attack_mode = mode
 
 
 # -- attacks as data -------------------------------------------------------------------------------------------------

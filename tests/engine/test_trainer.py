@@ -247,6 +247,13 @@ def test_more_epochs_later(tmp_path, one_go):
     assert_identical(result, expected)
 
 
+def test_averages_that_depend_on_the_number_of_epochs_are_not_resumed_with_another(tmp_path):
+    flags = {"average_every": "epoch", "average_warmup": 0.5}
+    Trainer(tiny(tmp_path, epochs=1, **flags)).fit()
+    with pytest.raises(UserError, match="--epochs 1 then, 2 now"):
+        Trainer(tiny(tmp_path, epochs=2, **flags))
+
+
 @pytest.mark.parametrize("step", [4, 6])
 @pytest.mark.parametrize("save_always", [False, True])
 def test_killed_in_the_middle(tmp_path, monkeypatch, one_go, step, save_always):
@@ -829,3 +836,49 @@ def test_data_set_fields_reach_the_loader(tmp_path, monkeypatch):
     trainer = Trainer(tiny(tmp_path))
     assert (trainer.data.loader.padding, trainer.data.loader.flip, trainer.data.loader.seed) == (1, False, 2)
     assert trainer.student.fc.out_features == trainer.guide.fc.out_features == 3
+
+
+# -- other people's networks -----------------------------------------------------------------------------------------
+
+AWKWARD = """
+import torch
+from torch import nn
+
+class Awkward(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.drop_rates = [rate.item() for rate in torch.linspace(0, 0.1, 2)]  # not to be had without values
+        self.fixed = nn.Conv2d(3, 4, 3, 4, 1, bias=False).requires_grad_(False)
+        self.norm, self.classify = nn.BatchNorm2d(4), nn.Linear(4, num_classes)
+        self.unused = nn.Linear(4, num_classes)
+
+    def forward(self, x):
+        return self.classify(self.norm(self.fixed(x)).relu().mean((2, 3)))
+"""
+
+
+def test_unused_and_fixed_weights_train_with_weight_perturbation_and_resume(tmp_path, monkeypatch):
+    """Also where the log would give the part of a known device's peak, for which such a network cannot be counted."""
+    (tmp_path / "net.py").write_text(AWKWARD)
+    monkeypatch.setattr(engine.trainer, "peak_flops", lambda device, precision: 1e12)
+    flags = {"method": "trades", "student": f"{tmp_path / 'net.py'}:Awkward", "awp_gamma": 0.01}
+    one = tiny(tmp_path / "one", epochs=2, **flags)
+    trainer = run(one)
+    fixed = trainer.student.fixed.weight.clone()
+    run(tiny(tmp_path / "two", epochs=1, **flags))
+    trainer = run(tiny(tmp_path / "two", epochs=2, **flags))
+    assert torch.equal(trainer.student.fixed.weight, fixed)
+    states = [checkpoint(tmp_path / name)["student"] for name in ("one", "two")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert "of_peak" not in metrics_of(tmp_path / "one")[-1]
+
+
+def test_a_weight_of_the_method_that_nobody_would_train_is_refused(tmp_path, monkeypatch):
+    class Learning(METHODS["at"]):
+        def __init__(self, *args, **values):
+            super().__init__(*args, **values)
+            self.balance = torch.nn.Parameter(torch.zeros(()))
+
+    monkeypatch.setitem(METHODS, "learning", Learning)
+    with pytest.raises(UserError, match="learning has a trainable balance, which no optimizer has: make it a buffer"):
+        Trainer(tiny(tmp_path, method="learning"))

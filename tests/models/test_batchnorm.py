@@ -1,13 +1,18 @@
 """A second set of BatchNorm layers, and the Swish network against a plain computation."""
 
+import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from models import create_model
+from models.batchnorm import SynchronisedBatchNorm2d, synchronise_batch_norm
 from models.batchnorm_sets import add_second_batchnorms, second_batchnorms
 from models.fold import Folded
 from models.weights import infer_architecture, student_state
 from tests.helpers import new_tiny_net
+from utils.distributed import ProcessGroup
+from utils.errors import UserError
 
 
 def test_the_second_set_is_used_within_its_context_alone():
@@ -56,3 +61,14 @@ def test_swish_wideresnet():
     torch.testing.assert_close(net(x), expected, rtol=1e-6, atol=1e-6)  # the constants are float32
     assert infer_architecture(net.state_dict()) == ("wrn-10-2-swish", 10)
     assert infer_architecture(create_model("resnet50", 100).state_dict()) == ("resnet50", 100)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.BatchNorm1d(4), nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(4, momentum=None)], ids=str
+)
+def test_a_batchnorm_that_cannot_be_synchronised_is_named(layer):
+    net = nn.Sequential(nn.BatchNorm2d(4), layer)
+    with pytest.raises(UserError, match=r"^1 \(BatchNorm.*add --batch-norm local"):
+        synchronise_batch_norm(net, ProcessGroup())
+    assert type(net[0]) is SynchronisedBatchNorm2d
+    synchronise_batch_norm(net[:1], ProcessGroup())  # once more is no other kind

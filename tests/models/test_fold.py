@@ -46,3 +46,21 @@ def test_layers_of_other_networks(norm, num_folded, conv):
     folded = Folded(model.eval())
     assert len(folded._pairs) == (0 if "padding_mode" in conv else num_folded)
     torch.testing.assert_close(folded(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+class Dropping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.drop = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)
+
+    def forward(self, x):
+        out = nn.functional.dropout(self.bn(self.conv(x)), 0.5, training=self.training)
+        return self.drop(out).mean((2, 3))
+
+
+def test_dropout_is_off_whatever_mode_the_network_is_traced_in():
+    model, x = Dropping().train(), torch.rand(2, 3, 8, 8)
+    model.drop.eval()
+    folded = Folded(model)
+    assert model.training and not model.drop.training
+    torch.testing.assert_close(folded(x), model.eval()(x))
