@@ -82,6 +82,7 @@ def draw(points: list[Point], path: Path) -> None:
     """A panel for each data set; published points are hollow, measured ones full and named; a color for each family."""
     figure = Figure(figsize=(10.5, 4.8), layout="constrained")
     for axes, (dataset, title) in zip(figure.subplots(1, 2), DATASETS.items(), strict=True):
+        named = set()
         for point in (point for point in points if point.dataset == dataset):
             color = FAMILIES[point.family]
             axes.scatter(
@@ -93,6 +94,9 @@ def draw(points: list[Point], path: Path) -> None:
                 axes.vlines(point.clean, low, high, color=color, alpha=0.5)
             if point.budget or point.method in NAMED:
                 text = f"{point.method} ({point.budget})" if point.budget else point.method
+                if text in named:
+                    continue
+                named.add(text)
                 axes.annotate(
                     text, (point.clean, point.robust), (4, 4), textcoords="offset points", fontsize=6.5, color=color
                 )

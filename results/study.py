@@ -259,7 +259,7 @@ def main() -> None:
         f"Trained on {'; '.join(dict.fromkeys(name for run in runs for name in run.hardware))}.\n\n{table(groups)}\n"
     )
     if entries:
-        over = "images and seeds" if len(seeds) > 1 else "images: they say nothing about other seeds"
+        over = "images and seeds, too narrow with so few seeds" if len(seeds) > 1 else "images, of one seed"
         text += f"\nPaired differences in percentage points, with 95% bootstrap intervals over {over}.\n\n"
         text += f"{differences_table(entries)}\n"
     (args.out / "study.md").write_text(text)
