@@ -68,10 +68,12 @@ class Dataset:
         return x, torch.from_numpy(self.y_test[:n]).long()
 
     def fingerprint(self) -> str:
-        """CRC-32 of all images and labels: another data set under the same name is noticed."""
+        """CRC-32 of all images, labels and what is done to them: another data set under the same name is noticed."""
         crc = 0
         for array in (self.x_train, self.y_train.astype(np.int64), self.x_test, self.y_test.astype(np.int64)):
             crc = zlib.crc32(np.ascontiguousarray(array), crc)
+        if self.name != "digits" and (self.padding, self.flip) != (4, True):  # as a file may say
+            crc = zlib.crc32(f"padding {self.padding}, flip {self.flip}".encode(), crc)
         return f"{crc:08x}"
 
 

@@ -1,6 +1,7 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009), from one npz file or through torchvision."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,13 @@ def _read_or_download(source: Callable[..., Any], folder: Path) -> list[Any]:
         return [source(str(folder), train=split) for split in splits]
     except RuntimeError:  # missing or incomplete
         folder.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(folder / "download.lock"):
+        lock = filelock.FileLock(folder / "download.lock")
+        with suppress(OSError, NotImplementedError):  # a file system without locks
+            lock.acquire()
+        try:
             return [source(str(folder), train=split, download=True) for split in splits]
+        finally:
+            lock.release()
 
 
 def download(name: str, data_dir: Path) -> Dataset:

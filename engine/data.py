@@ -12,6 +12,7 @@ from datasets.loader import Loader, hold_out, to_device
 from engine.config import TrainConfig
 from losses import find_method
 from models import check_images
+from utils.options import require
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class TrainingData:
     loader: the training batches.
     x_eval: (N, 3, H, W) uint8; y_eval: (N,): the images that every epoch is evaluated on.
     eval_split: ``validation`` or ``test``.
-    fingerprint: of all images and labels.
+    fingerprint: of the data set; see ``Dataset.fingerprint``.
     """
 
     loader: Loader
@@ -46,6 +47,11 @@ def load_training_data(config: TrainConfig, device: torch.device) -> TrainingDat
         fingerprint += f"+{extra.fingerprint}"
     kept, held_out = hold_out(len(dataset.x_train), config.val_size, config.seed)
     kept = kept[: config.limit_train or None]
+    size = min(dataset.x_train.shape[1:3])
+    require(
+        config.crop_padding == "zero" or dataset.padding < size,
+        f"--crop-padding {config.crop_padding} needs images larger than their padding of {dataset.padding} pixels",
+    )
     loader = Loader(
         *to_device(dataset.x_train[kept], dataset.y_train[kept], device),
         batch_size=config.batch_size,

@@ -58,7 +58,7 @@ class Trainer:
         ).to(self.device)
         if self.objective.bn_sets > 1:
             add_second_batchnorms(self.student)
-        if weights := [name for name, _ in self.objective.named_parameters()]:
+        if weights := [name for name, p in self.objective.named_parameters() if p.requires_grad]:
             raise UserError(f"{config.method} has a trainable {weights[0]}, which no optimizer has: make it a buffer")
         self.guide = create_guide(config, self.objective, self.data.num_classes, self.device)
         parts = config.accumulate * (self.group.size if config.batch_norm == "local" else 1)

@@ -65,7 +65,7 @@ class AcceleratedModel:
         autocast: makes the context of mixed precision; logits are returned in float32 or better.
 
     Attributes:
-        compiled_ran: whether a compiled forward pass has been made.
+        compile_settled: whether a compiled forward pass has been made, or compiling was given up.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class AcceleratedModel:
         if acceleration.channels_last:
             model.to(memory_format=torch.channels_last)
         self.model, self.acceleration, self.autocast = model, acceleration, autocast
-        self.compiled_ran = False
+        self.compile_settled = False
         self._folded = _fold(model) if acceleration.fold else None
         self._train_forward: Callable[[Tensor], Tensor] = model
         self._attack_forward: Callable[[Tensor], Tensor] = self._folded or model
@@ -132,6 +132,7 @@ class AcceleratedModel:
     def run_eagerly(self, error: Exception) -> None:
         """Drop what was compiled, because of an error in it."""
         self._train_forward, self._attack_forward = self.model, self._folded or self.model
+        self.compile_settled = True
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         warn_once(f"torch.compile failed ({reason}): falling back to eager mode")
 
@@ -140,7 +141,7 @@ class AcceleratedModel:
             forward = eager
         with self.autocast():
             logits = forward(self.in_memory_order(images))
-        self.compiled_ran |= forward is not eager
+        self.compile_settled |= forward is not eager
         # Mixed precision returns bfloat16; compute the losses in float32.
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 

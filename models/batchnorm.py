@@ -48,10 +48,11 @@ def synchronise_batch_norm(model: nn.Module, group: ProcessGroup) -> None:
     for name, module in model.named_modules():
         if not isinstance(module, _BatchNorm) or isinstance(module, SynchronisedBatchNorm2d):
             continue
-        if type(module) is not nn.BatchNorm2d or not module.affine or module.momentum is None:
+        plain = type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats
+        if not plain or module.momentum is None:
             raise UserError(
                 f"{name} ({module}) cannot have the statistics of several processes: add --batch-norm local, or use "
-                "BatchNorm2d with weights and a momentum"
+                "BatchNorm2d with weights, statistics and a momentum"
             )
         module.__class__, module.group = SynchronisedBatchNorm2d, group
 

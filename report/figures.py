@@ -176,6 +176,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError
     except ValueError as error:
         raise UserError(f"--images {arguments.images}: write two numbers below {len(x)}, such as 0,1") from error
+    for name, model in networks.items():
+        with torch.no_grad():
+            outputs = model(x[:1]).shape[1]
+        if outputs != data.num_classes:
+            raise UserError(f"{name} is of {outputs} classes and {dataset} has {data.num_classes}: pass --dataset")
     attacked = {name: pgd(model, x, y, epsilon) for name, model in networks.items()}
     arguments.out.mkdir(parents=True, exist_ok=True)
     draw_margins(networks, attacked, x, y, arguments.out / "margins.png")

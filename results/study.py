@@ -71,14 +71,15 @@ class Run:
 
 
 def copy_files(folder: Path, copy: Path, names: Iterable[str]) -> None:
-    """Make the files of these names in ``copy`` those of the folder; one that the folder lacks is removed."""
+    """Copy the files of these names; verdicts that the folder does not have any more are removed."""
     if copy.resolve() == folder.resolve():
         return
     copy.mkdir(parents=True, exist_ok=True)
     for name in names:
-        (copy / name).unlink(missing_ok=True)
         if (folder / name).exists():
             shutil.copyfile(folder / name, copy / name)
+        elif name in ATTACK:
+            (copy / name).unlink(missing_ok=True)
 
 
 def read(attack: Path) -> Run:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train a recipe with several seeds, or several values of one flag, and write one table and one picture:
 #     bash sh/sweep.sh sh/train_trades6_cifar100_wrn34_10.sh --seeds 1,2,3
-#     bash sh/sweep.sh sh/quickstart.sh --values beta=0,2,6 --seeds 1,2 --epochs 10
+#     bash sh/sweep.sh sh/quickstart.sh --values beta=0,2,6 --seeds 1,2
 # Runs are Logs/NAME/RUN and checkpoints/NAME/RUN, NAME being --name or the recipe's. Further flags go to every run. The
 # same command resumes: finished runs are skipped, an interrupted one goes on from its last.pt.
 

@@ -25,6 +25,8 @@ from models.batchnorm import synchronise_batch_norm
 from utils.distributed import ProcessGroup
 from utils.errors import UserError
 
+OF_THE_ATTACK = ("inner_uses_guide", "moves", "first_inner", "step_noise")  # of no use where a step has its own
+
 
 class Step(Protocol):
     """What the training loop needs of a step.
@@ -113,7 +115,8 @@ def create_step(
     """
     chosen = STEPS[objective.step]
     name, method = objective.step, type(objective)
-    if unused := [member for member in chosen.ignores if getattr(method, member) != getattr(Objective, member)]:
+    ignored = (*chosen.ignores, *(OF_THE_ATTACK if chosen.own_attack else ()))
+    if unused := [member for member in ignored if getattr(method, member) != getattr(Objective, member)]:
         raise UserError(f"{method.__name__}.{unused[0]} has no effect in the step {name!r}: remove it")
     if objective.inner_uses_guide and guide is None:
         raise UserError(f"the attack of {method.__name__} uses a guide, and no pass of it does: add one to passes")
@@ -126,8 +129,11 @@ def create_step(
     # The shapes stay the same: let cuDNN time its algorithms once.
     torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
     if group.size > 1 and batch_norm == "synchronised":
+        if objective.moves and objective.attack_mode != "eval":  # one process would wait for another's statistics
+            raise UserError(f"an attack of {method.__name__} may stop early in one process: add --batch-norm local")
         for net in filter(None, (student, guide)):
-            synchronise_batch_norm(net, group)
+            if any(p.requires_grad for p in net.parameters()):
+                synchronise_batch_norm(net, group)
     networks = [AcceleratedModel(net, acceleration, autocast) if net is not None else None for net in (student, guide)]
     step = chosen(*networks, objective, optimizer, attack, awp_gamma, view_weights, group, accumulate)
     if acceleration.compile_batch_size:

@@ -34,7 +34,7 @@ class EagerFallback:
         random = None if generator is None else generator.get_state()
         try:
             terms = self.step(views, y, generator)
-            self._proven = any(net.compiled_ran for net in networks)  # not in a smaller batch
+            self._proven = any(net.compile_settled for net in networks)  # not in a smaller batch
             return terms
         except (torch.cuda.OutOfMemoryError, UserError):
             raise

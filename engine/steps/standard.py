@@ -45,8 +45,7 @@ class StandardStep:
         x_adv: x' of each part of each view of the latest batch that ran eagerly (a replayed CUDA graph does not set
             it), this process's rows; empty without an attack.
 
-    Raises: UserError: several attacks on a batch whose noise would depend on the number of processes, or an attack that
-        may end earlier in one process than in another while its passes exchange statistics.
+    Raises: UserError: several attacks on a batch whose noise would depend on the number of processes.
     """
 
     updates_per_batch = 1
@@ -72,8 +71,6 @@ class StandardStep:
         self.x_adv: list[Tensor] = []
         if group.size > 1 and objective.step_noise and (accumulate > 1 or any(view_weights[1:])):
             raise UserError("--accumulate and --augment-view-weight are not for this method in several processes")
-        if group.size > 1 and objective.moves and objective.attack_mode != "eval":
-            raise UserError("a method whose attack stops early in train mode is not for several processes")
 
     @property
     def capturable(self) -> bool:

@@ -79,6 +79,7 @@ class YOPOStep(StandardStep):
         self.layer = first_layer(self.student.model)
         self.etas: list[Tensor] = []
         self.losses: list[Tensor] = []
+        self._checked = False
 
     def draw_eta(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """U(-epsilon, epsilon); x + eta may be outside of [0, 1]."""
@@ -92,7 +93,8 @@ class YOPOStep(StandardStep):
         eta, x = self.draw_eta(x, generator)[rows], x[rows]
         self.etas, self.losses = [], []
         first_batch = not self.optimizer.state
-        if first_batch:
+        if not self._checked:
+            self._checked = True
             check_sees_images(self.student.model, self.layer, self.student.in_memory_order(views[0][:1]))
         self.student.model.train()
         self.optimizer.zero_grad(set_to_none=True)

@@ -160,6 +160,8 @@ def test_npz_says_whether_to_mirror_and_how_far_to_crop(tmp_path):
         np.savez(tmp_path / f"mine{i}.npz", **arrays(**changes))
         dataset = load_dataset(f"mine{i}", tmp_path)
         assert (dataset.flip, dataset.padding) == expected
+    prints = [load_dataset(f"mine{i}", tmp_path).fingerprint() for i in (0, 1)]
+    assert prints[0] != prints[1]  # a run does not go on with another augmentation
 
 
 @pytest.mark.parametrize("what", BAD_CONTENT)
@@ -255,6 +257,12 @@ def test_several_processes_download_once(tmp_path, monkeypatch):
     with ThreadPoolExecutor(4) as pool:
         datasets = list(pool.map(lambda _: load_dataset("cifar10", tmp_path / "data"), range(4)))
     assert len(calls) == 1 and [d.num_classes for d in datasets] == [10] * 4
+
+    def refuse(lock, *args, **kwargs):
+        raise NotImplementedError("no locks here")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    assert load_dataset("cifar10", tmp_path / "a file system without locks").num_classes == 10
 
 
 def test_data_folder_is_a_file(tmp_path):

@@ -247,6 +247,7 @@ def test_failing_compilation_falls_back_with_one_warning(monkeypatch, _no_warnin
         warnings.simplefilter("always")
         terms = run_step(step, [x], y, [start.clone()])
     assert [str(w.message) for w in caught] == ["torch.compile failed (no compiler here): falling back to eager mode"]
+    assert step._proven  # a later error is no compiler's
     assert {k: v.item() for k, v in terms.items()} == {k: v.item() for k, v in expected.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -101,7 +101,7 @@ def test_processes_would_stop_at_different_steps():
     net, optimizer = new_tiny_net(4, 1), torch.optim.SGD(new_tiny_net(4, 1).parameters(), 0.1)
     type(objective).attack_mode, mode = "train", type(objective).attack_mode
     try:
-        with pytest.raises(UserError, match="stops early in train mode is not for several processes"):
+        with pytest.raises(UserError, match="an attack of FAT may stop early in one process: add --batch-norm local"):
             create_step(net, None, objective, optimizer, ATTACK, group=ProcessGroup(0, 2))
     finally:
         type(objective).attack_mode = mode

@@ -828,6 +828,13 @@ def test_cuda_agrees_with_the_cpu(tmp_path):
         Trainer(tiny(tmp_path, device="cuda:99"))
 
 
+def test_images_cannot_be_mirrored_beyond_their_size(tmp_path, monkeypatch):
+    data = load_dataset("digits")
+    monkeypatch.setattr("datasets.digits.load", lambda: replace(data, padding=16))
+    with pytest.raises(UserError, match="reflect needs images larger than their padding of 16 pixels"):
+        Trainer(tiny(tmp_path, crop_padding="reflect"))
+
+
 def test_data_set_fields_reach_the_loader(tmp_path, monkeypatch):
     generator = np.random.default_rng(0)
     images, labels = generator.integers(0, 256, (60, 8, 8, 3), dtype=np.uint8), np.arange(60) % 3

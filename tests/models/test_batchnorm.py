@@ -64,7 +64,14 @@ def test_swish_wideresnet():
 
 
 @pytest.mark.parametrize(
-    "layer", [nn.BatchNorm1d(4), nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(4, momentum=None)], ids=str
+    "layer",
+    [
+        nn.BatchNorm1d(4),
+        nn.BatchNorm2d(4, affine=False),
+        nn.BatchNorm2d(4, momentum=None),
+        nn.BatchNorm2d(4, track_running_stats=False),
+    ],
+    ids=str,
 )
 def test_a_batchnorm_that_cannot_be_synchronised_is_named(layer):
     net = nn.Sequential(nn.BatchNorm2d(4), layer)

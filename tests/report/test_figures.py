@@ -53,6 +53,9 @@ def test_one_command_draws_three_pictures(tmp_path, capsys):
     x = torch.rand(2, 3, 16, 16)
     assert torch.equal(load_named(f"g={path}:guide")[1](x), guide.eval()(x))
     torch.save({"state_dict": guide.state_dict()}, path)
+    with pytest.raises(UserError, match="hundred is of 100 classes and digits has 10: pass --dataset"):
+        torch.save(create_model("wrn-10-1", 100).state_dict(), tmp_path / "hundred.pt")
+        main([f"hundred={tmp_path / 'hundred.pt'}", "--dataset", "digits"])
     with pytest.raises(UserError, match="the first checkpoint does not say what it was trained on: add --dataset"):
         main([f"student={path}"])
 
