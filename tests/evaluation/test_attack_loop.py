@@ -1,11 +1,13 @@
 """AutoAttack in chunks gives the verdict of the official front end."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from evaluation import attack_loop
 from evaluation.results import PerImageResults
@@ -74,7 +76,8 @@ def test_every_epsilon_is_attacked_on_its_own(models):
     assert robust[0] <= robust[2] < robust[1]
 
 
-def test_the_bar_counts_what_is_left_and_shows_accuracies_so_far(models, capsys):
+def test_the_bar_counts_what_is_left_and_shows_accuracies_so_far(models, capsys, monkeypatch):
+    monkeypatch.setattr("evaluation.attack_loop.tqdm", partial(tqdm, mininterval=0, miniters=1))  # draws every update
     attacks = suite(attacks=("apgd-ce",), version="custom", batch_size=3)
     results = evaluated(models["natural"], attacks, (0.08, 0.0), 5)
     clean, robust = (100 * (results.broken_by[0] != "clean").mean(), 100 * results.robust[0].mean())
