@@ -114,7 +114,7 @@ def verdicts(attack: Path) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
 
 EQUAL = ("dataset", "student", "norm", "epochs", "batch_size", "limit_train", "val_size", "precision", "lr", "schedule",
          "weight_decay")  # fmt: skip
-EQUALLY_ATTACKED = ("data_sha256", "norm", "version", "attacks", "seed", "batch_size", "precision")
+EQUALLY_ATTACKED = ("data_sha256", "norm", "version", "attacks", "seed", "batch_size")
 
 
 def check_equal(configs: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
@@ -133,6 +133,8 @@ def grouped(runs: list[Run]) -> dict[float, dict[str, list[Run]]]:
     """
     check_equal([run.config for run in runs], EQUAL)
     check_equal([run.report for run in runs], EQUALLY_ATTACKED)
+    for epsilon in {run.report["epsilon"] for run in runs}:
+        check_equal([run.report for run in runs if run.report["epsilon"] == epsilon], ("precision",))
     groups: dict[float, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in sorted(runs, key=lambda run: run.config["seed"]):
         epsilon = run.report["epsilon"]
@@ -142,16 +144,18 @@ def grouped(runs: list[Run]) -> dict[float, dict[str, list[Run]]]:
 
 
 def attacked_images(groups: dict[float, dict[str, list[Run]]]) -> str:
-    """``AutoAttack (standard) on the first 500 test images``, and where it was ended early."""
-    parts = []
+    """``AutoAttack (standard) on the first 500 test images``, once for each epsilon if they differ."""
+    parts = {}
     for epsilon, methods in sorted(groups.items()):
         first = next(iter(methods.values()))[0]
         n, planned = len(first.robust), first.report["n"]
-        cut = f" at {format_epsilon(epsilon)} (ended within the first {planned:,})" if n < planned else ""
+        cut = f" (ended within the first {planned:,})" if n < planned else ""
         precision = first.report.get("precision", "fp32")
         queries = f", queries in {precision}" if precision != "fp32" else ""
-        parts.append(f"AutoAttack ({first.report['version']}{queries}) on the first {n:,} test images{cut}")
-    return "; ".join(dict.fromkeys(parts))
+        parts[epsilon] = f"AutoAttack ({first.report['version']}{queries}) on the first {n:,} test images{cut}"
+    if len(set(parts.values())) == 1:
+        return parts[epsilon]
+    return "; ".join(f"at {format_epsilon(epsilon)} {part}" for epsilon, part in parts.items())
 
 
 def name_of(method: str) -> str:

@@ -101,7 +101,7 @@ def test_interrupted_evaluations_count_with_the_images_that_all_have_finished(tm
     monkeypatch.setattr(sys, "argv", ["study", str(tmp_path / "Logs"), "--out", str(out)])
     study.main()
     text = (out / "study.md").read_text()
-    assert "on the first 8 test images at 0.1 (ended within the first 10); percent; one seed" in text
+    assert "on the first 8 test images (ended within the first 10); percent; one seed" in text
     assert cells(text, "|     0.1 | LBGAT0  |")[3:5] == ["75.0", "62.5"]
     assert cells(text, "|     0.1 | TRADES6")[3:5] == ["100.0", "100.0"]
     begun = state | {"progress": np.zeros((1, 3))}
@@ -111,6 +111,29 @@ def test_interrupted_evaluations_count_with_the_images_that_all_have_finished(tm
     assert "LBGAT0" not in (out / "study.md").read_text()
     shutil.rmtree(tmp_path / "Logs/trades6-epsilon0.1-seed1")
     with pytest.raises(UserError, match="no evaluation has finished its first images: run the study again"):
+        study.main()
+
+
+def test_a_precision_for_each_epsilon_and_once_more_from_the_copies(tmp_path, monkeypatch):
+    for method in ("trades6", "lbgat0"):
+        write_run(tmp_path / "Logs", method, 1)
+        first = tmp_path / "Logs" / f"{method}-epsilon0.1-seed1" / "epsilon0.1"
+        second = shutil.copytree(first, first.parent / "epsilon0.2")
+        report = json.loads((first / "autoattack.json").read_text())
+        (second / "autoattack.json").write_text(json.dumps(report | {"epsilon": 0.2, "precision": "bf16"}))
+    out = tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["study", str(tmp_path / "Logs"), "--out", str(out)])
+    study.main()
+    text = (out / "study.md").read_text()
+    what = "on the first 10 test images"
+    assert f"at 0.1 AutoAttack (standard) {what}; at 0.2 AutoAttack (standard, queries in bf16) {what}; percent" in text
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.suffix != ".png" and file.is_file()}
+    monkeypatch.setattr(sys, "argv", ["study", str(out / "runs"), "--out", str(out)])
+    study.main()
+    assert before == {file: file.read_bytes() for file in before}
+    (second / "autoattack.json").write_text(json.dumps(report | {"epsilon": 0.2, "precision": "fp32"}))
+    monkeypatch.setattr(sys, "argv", ["study", str(tmp_path / "Logs"), "--out", str(out)])
+    with pytest.raises(UserError, match=r"the runs differ in precision \(bf16, fp32\): compare equal ones"):
         study.main()
 
 
