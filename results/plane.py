@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from losses import find_method
 from results.records import Records, display
 from utils.errors import run_program
 from utils.options import format_epsilon, parse_epsilon
@@ -61,11 +62,9 @@ def measured(records: Records) -> list[Point]:
             if (report["dataset"] in DATASETS and report["version"] == "standard" and report["n"] >= FEWEST
                     and report["epsilon"] == EPSILONS[0]):  # fmt: skip
                 budget = f"{display(run.config['student'])}, {len(run.epochs)} epochs"
-                method = (
-                    records.recipes[run.folder.name].method if run.folder.name in records.recipes else run.folder.name
-                )
+                method = find_method(run.config["method"]).tag.format(**run.config).upper()
                 accuracies = report["clean_accuracy"], report["robust_accuracy"]
-                points.append(Point(report["dataset"], method.split(" in ")[0], budget, *accuracies, report["n"]))
+                points.append(Point(report["dataset"], method, budget, *accuracies, report["n"]))
     for study in records.json_files("study-*/study.json").values():
         of: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for run in study["runs"]:
@@ -82,8 +81,8 @@ def draw(points: list[Point], path: Path) -> None:
     """A panel for each data set; published points are hollow, measured ones full and named; a color for each family."""
     figure = Figure(figsize=(10.5, 4.8), layout="constrained")
     for axes, (dataset, title) in zip(figure.subplots(1, 2), DATASETS.items(), strict=True):
-        named = set()
-        for point in (point for point in points if point.dataset == dataset):
+        named: dict[str, Point] = {}
+        for point in sorted((p for p in points if p.dataset == dataset), key=lambda p: -p.robust):
             color = FAMILIES[point.family]
             axes.scatter(
                 point.clean, point.robust, s=55 if point.budget else 28, color=color if point.budget else "none",
@@ -96,9 +95,15 @@ def draw(points: list[Point], path: Path) -> None:
                 text = f"{point.method} ({point.budget})" if point.budget else point.method
                 if text in named:
                     continue
-                named.add(text)
+                near = any(abs(p.clean - point.clean) < 3 and abs(p.robust - point.robust) < 2 for p in named.values())
+                named[text] = point
                 axes.annotate(
-                    text, (point.clean, point.robust), (4, 4), textcoords="offset points", fontsize=6.5, color=color
+                    text,
+                    (point.clean, point.robust),
+                    (4, -9 if near else 4),
+                    textcoords="offset points",
+                    fontsize=6.5,
+                    color=color,
                 )
         axes.set(title=title, xlabel="clean accuracy, %", ylabel="AutoAttack accuracy, %")
         axes.margins(0.12)

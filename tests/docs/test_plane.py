@@ -30,11 +30,11 @@ def test_a_run_counts_with_the_standard_suite_on_enough_images():
               "robust_accuracy": 19.6}  # fmt: skip
     reports = [report, report | {"n": 100}, report | {"version": "dev"}, report | {"epsilon": 0.1}]
     run = SimpleNamespace(
-        reports=reports, config={"student": "resnet18"}, epochs=[{}] * 30, folder=SimpleNamespace(name="lbgat6-mine")
+        reports=reports, config={"student": "resnet18", "method": "lbgat", "beta": 6.0}, epochs=[{}] * 30
     )
-    records = SimpleNamespace(runs={"lbgat6-mine": run}, recipes={}, json_files=lambda pattern: {})
+    records = SimpleNamespace(runs={"mine": run}, json_files=lambda pattern: {})
     (point,) = plane.measured(records)
-    assert point == plane.Point("cifar100", "lbgat6-mine", "ResNet-18, 30 epochs", 46.8, 19.6, 1000)
+    assert point == plane.Point("cifar100", "LBGAT6", "ResNet-18, 30 epochs", 46.8, 19.6, 1000)
 
 
 def test_published_points_are_those_without_extra_data():
