@@ -162,7 +162,10 @@ def test_cost_in_forward_passes(name: str, expected: float):
     assert gflop()[name] == pytest.approx(expected, rel=0.01, abs=0.6)
 
 
-@pytest.mark.parametrize("name", ["lbgat6-short-cifar100-resnet18", "mart5-cifar10-resnet18"])
+COUNTED = ["lbgat6-short-cifar100-resnet18", "mart5-cifar10-resnet18", "yopo5-cifar10-preactresnet18-yopo"]
+
+
+@pytest.mark.parametrize("name", [*COUNTED, "free-cifar10-preactresnet18", "hat-cifar10-resnet18"])
 def test_cost_is_counted(name: str):
     assert gflop()[name] == round(step_gflop(Records().recipes[name].config), 2)
 
