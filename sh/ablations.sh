@@ -5,7 +5,8 @@
 #     bash sh/ablations.sh cifar10    # two seeds, epsilon 0.031
 # The student is a WRN-10-2 and so is the guide unless said otherwise; the last epoch is measured, clean and under PGD-20 on
 # all test images. No epoch or setting is chosen on test images. PRECISION=bf16 halves the time of a processor that
-# multiplies bfloat16 matrices in hardware. A rerun resumes. Then the table: results/ablations-DATASET.
+# multiplies bfloat16 matrices in hardware; VARIANTS="lbgat0 mse4" runs these and natural training. A rerun resumes.
+# Then the table: results/ablations-DATASET.
 
 dataset=${1:-}
 case $dataset in
@@ -27,18 +28,7 @@ esac
 common+=" --precision ${PRECISION:-fp32}"
 . "$(dirname "${BASH_SOURCE[0]}")/_study.sh" "ablations-$dataset" "$epochs" 0
 
-lines() { # of every seed, from lines "NAME FLAGS..."
-    local name flags seed
-    while read -r name flags; do
-        for seed in ${SEEDS:-$seeds}; do
-            echo "$name-seed$seed $epsilon --dataset $dataset --student wrn-10-2 --momentum 0.9 $common --seed $seed" \
-                "${flags//SEED/$seed}"
-        done
-    done
-}
-
-lines <<<"natural --method natural" | runs  # the frozen guide
-lines <<EOF | runs
+variants="natural --method natural
 lbgat0 --method lbgat --beta 0 --guide wrn-10-2
 beta1 --method lbgat --beta 1 --guide wrn-10-2
 beta3 --method lbgat --beta 3 --guide wrn-10-2
@@ -52,7 +42,22 @@ mse4 --method lbgat --beta 0 --mse-weight 4 --guide wrn-10-2
 kl1 --method lbgat-kl --beta 0 --temperature 1 --guide wrn-10-2
 kl4 --method lbgat-kl --beta 0 --temperature 4 --guide wrn-10-2
 noclean --method lbgat-no-clean --guide wrn-10-2
-trades6 --method trades --beta 6
-EOF
+trades6 --method trades --beta 6"
+
+lines() { # of every seed, of the named variants
+    local name flags seed
+    for name in "$@"; do
+        flags=$(grep "^$name " <<<"$variants") || { echo "error: sh/ablations.sh has no variant $name" >&2 && exit 2; }
+        for seed in ${SEEDS:-$seeds}; do
+            echo "$name-seed$seed $epsilon --dataset $dataset --student wrn-10-2 --momentum 0.9 $common --seed $seed" \
+                "$(sed "s/^$name //; s/SEED/$seed/" <<<"$flags")"
+        done
+    done
+}
+
+# shellcheck disable=SC2046,SC2086 # names, to be split
+rest=$(lines ${VARIANTS:-$(sed '1d; s/ .*//' <<<"$variants")})
+lines natural | runs  # the frozen guide
+runs <<<"$rest"
 
 exec "$PYTHON" -m results.ablations "Logs/$STUDY" --out "results/$STUDY"

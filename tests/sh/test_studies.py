@@ -125,6 +125,13 @@ def test_ablations_change_one_thing_each(study, dataset, seeds):
     assert output == "error: say on what: bash sh/ablations.sh digits, or cifar10\n"
 
 
+def test_some_of_the_ablations(study):
+    _, calls = study("sh/ablations.sh", "digits", VARIANTS="mse4 frozen", SEEDS="2")
+    assert list(trained(calls)) == ["natural-seed2", "mse4-seed2", "frozen-seed2"]
+    output, calls = study("sh/ablations.sh", "digits", status=2, VARIANTS="frozen mse5")
+    assert output == "error: sh/ablations.sh has no variant mse5\n" and not trained(calls)
+
+
 def of(calls, program):
     return [call for call in calls if program in call[:2]]
 
