@@ -8,5 +8,5 @@ launch train_lbgat.py \
     --epochs 100 --lr 0.05 --warmup-factor 1 --decay-epochs 41,61,81 \
     --batch-size 128 --momentum 0.9 --weight-decay 5e-4 \
     --norm linf --epsilon 8/255 --step-size 2/255 --num-steps 10 \
-    --val-size 5000 \
+    --val-size 5000 --eval-size 5000 \
     --mark ates-reconstruction-cifar100-wrn34-10 "$@"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # FGSM-RS (Wong et al., ICLR 2020): CIFAR-10, PreActResNet-18; settings of the authors' training program.
 # --stop-overfitting --save-freq 1 adds the program's --early-stop, which is off by default there too.
+# That program trains in half precision; --precision bf16 comes near it.
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
 launch train_lbgat.py \
     --dataset cifar10 --method fgsm-rs --student preactresnet18 \

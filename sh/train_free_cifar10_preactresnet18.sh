@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Free-AT (Shafahi et al., NeurIPS 2019): CIFAR-10, PreActResNet-18; settings of the training program of Wong et al. 2020.
+# That program trains in half precision; --precision bf16 comes near it.
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
 launch train_lbgat.py \
     --dataset cifar10 --method free --replays 8 --clip-image 0 --student preactresnet18 \

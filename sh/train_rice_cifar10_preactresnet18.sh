@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Rice2020 (Rice et al., ICML 2020): CIFAR-10, PreActResNet-18; settings of the authors' training program.
-# Early stopping is best.pt, chosen on the held-out images; --val-size 0 chooses on the test set, as the published figures
-# are. The program normalises the images, which is left out here.
+# Early stopping is best.pt, chosen on the held-out images by PGD-20. --val-size 0 --eval-size 10000 chooses on the test set,
+# as the published figures are (by PGD-10).
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
 launch train_lbgat.py \
     --dataset cifar10 --method rice --student preactresnet18 \
     --epochs 200 --lr 0.1 --schedule piecewise --decay-epochs 101,151 \
     --batch-size 128 --momentum 0.9 --weight-decay 5e-4 \
     --norm linf --epsilon 8/255 --step-size 2/255 --num-steps 10 \
-    --crop-padding reflect --val-size 1000 \
+    --crop-padding reflect --normalize cifar10 --val-size 1000 \
     --mark rice-cifar10-preactresnet18 "$@"

@@ -9,5 +9,5 @@ launch train_lbgat.py \
     --batch-size 1024 --momentum 0.9 --weight-decay 5e-4 --nesterov --no-norm-decay \
     --norm linf --epsilon 8/255 --step-size 2/255 --num-steps 10 \
     --average-every step --average-tau 0.995 --average-warmup 0.025 --average-ramp \
-    --val-size 1024 \
+    --val-size 1024 --eval-size 1024 \
     --mark wa-trades6-cifar100-wrn28-10-swish "$@"

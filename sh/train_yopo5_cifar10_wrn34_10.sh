@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # YOPO-Zhang2019a (Zhang et al., NeurIPS 2019): CIFAR-10, WRN-34-10; settings of the authors' training program.
 # YOPO-5-3. The program trains one epoch more than its setting of 36. Its network has an unused group of blocks and
-# PyTorch's initial weights.
+# PyTorch's initial weights, ours those of every WRN-34-10 here.
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
 launch train_lbgat.py \
     --dataset cifar10 --method yopo --full-passes 5 --wide 1 --student wrn-34-10 \
