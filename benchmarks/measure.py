@@ -23,10 +23,12 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def alternate(
-    runs: dict[str, Callable[[], object]], repeats: int, device: torch.device, warmup: int = 1
-) -> dict[str, list[float]]:
-    """Time each run ``repeats`` times in turn (A B C A B C ...), so that drift affects all alike; return seconds."""
+def alternate(runs: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, list[float]]:
+    """Time each run ``repeats`` times in turn (A B C A B C ...), so that drift affects all alike; return seconds.
+
+    Before, each runs untimed: once, on a GPU three times, where the third training step is captured as a CUDA graph.
+    """
+    warmup = 3 if device.type == "cuda" else 1
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for i in range(warmup + repeats):
         for name, run in runs.items():
@@ -57,7 +59,7 @@ def peak_gflops(device: torch.device, precision: str) -> float:
         if device.type == "cpu" and torch.backends.mkldnn.is_available():
             products.append(lambda a=a, b=b: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))
         for product in products:
-            times = alternate({"product": product}, 10, device, warmup=2)["product"]
+            times = alternate({"product": product}, 10, device)["product"]
             best = max(best, 2 * n**3 / min(times) / 1e9)
     return best
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from engine.config import TrainConfig
 from losses import find_method
 from models.weights import load_file
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.options import flag
 
 FORMAT = "lbgat-training-state-1"
@@ -52,7 +52,7 @@ def momentum_buffers(saved: dict[str, Any], optimizer: torch.optim.Optimizer) ->
 
 
 def damaged(path: Path, error: Exception) -> UserError:
-    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+    reason = first_line(error)
     return UserError(f"{path} is damaged ({reason[:80]}): copy it again, or train anew with --resume none")
 
 

@@ -194,7 +194,10 @@ class Trainer:
         x, *_, y = next(self.data.loader.epoch(epoch))
         spec = attack_spec(self.config, "uniform", epoch)
         with alone(self.student):  # every process has the whole batch
-            return training_accuracy(self.step.student, x, y, spec, self._generator(epoch, len(self.data.loader)))
+            generator = self._generator(epoch, len(self.data.loader))
+            accuracy = training_accuracy(self.step.student, x, y, spec, generator)
+        self.group.copy_from_main_(*self.student.buffers())  # GPUs may differ in rounding
+        return self.group.broadcast(accuracy)
 
     def _validate(self, epoch: int, stop: StopSignal) -> dict[str, Any]:
         """The epoch's entry of metrics.jsonl: its losses, and the accuracies after it."""

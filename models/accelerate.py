@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from models.fold import Folded
 from utils.distributed import ProcessGroup
+from utils.errors import first_line
 
 DYNAMIC = -1  # as ``compile_batch_size``
 
@@ -133,8 +134,7 @@ class AcceleratedModel:
         """Drop what was compiled, because of an error in it."""
         self._train_forward, self._attack_forward = self.model, self._folded or self.model
         self.compile_settled = True
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        warn_once(f"torch.compile failed ({reason}): falling back to eager mode")
+        warn_once(f"torch.compile failed ({first_line(error)}): falling back to eager mode")
 
     def _run(self, forward: Callable[[Tensor], Tensor], eager: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         if self.acceleration.compile_batch_size not in (len(images), DYNAMIC):

@@ -18,7 +18,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 
 @dataclass(frozen=True)
@@ -146,4 +146,4 @@ def source_hashes(*names: str) -> dict[str, str]:
 
 
 def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:160]}"
+    return f"{type(error).__name__}: {first_line(error)[:160]}"

@@ -26,7 +26,8 @@ deadline=$((60 * minutes - 30))  # of SECONDS, which count from the start; the t
 results=${SMALL:+Logs/small-}results study=
 mkdir -p Logs
 
-trap 'kill $(jobs -pr) 2>/dev/null; wait; exit 143' INT TERM
+set -m  # each job is a process group, which ends as a whole
+trap 'for job in $(jobs -pr); do kill -- -$job; done; wait; exit 143' INT TERM
 
 left() { echo $((deadline - SECONDS)); }
 
@@ -70,17 +71,17 @@ job() { # MARK COMMAND...: run it; leave what it says, and its status if it fail
     file=$(errors "$1")
     rm -f "$file.status"
     "${@:2}" 2>"$file" || status=$?
-    case $status in 0 | 124) rm "$file" ;; *) echo "$status" >"$file.status" ;; esac
+    case $status in 0 | 124 | 143) rm "$file" ;; *) echo "$status" >"$file.status" ;; esac
 }
 
 train() { # MARK FLAGS...
-    "$PYTHON" train_lbgat.py "${common[@]}" "${@:2}" --epochs "$epochs" --save-freq 1000 --mark "$1" \
+    limited "$PYTHON" train_lbgat.py "${common[@]}" "${@:2}" --epochs "$epochs" --save-freq 1000 --mark "$1" \
         --log-dir "Logs/$study" --checkpoint-dir "checkpoints/$study" \
         --max-minutes "$(awk "BEGIN { print ($(left) - 20) / 60 }")" >/dev/null || return
     tail -n 2 "Logs/$study/$1/train.log"
 }
 
-limited() { timeout -s TERM "$(($(left) > 1 ? $(left) : 1))" "$@"; }
+limited() { timeout --foreground -s TERM "$(($(left) > 1 ? $(left) : 1))" "$@"; }  # in the job's group
 
 attack() { # MARK IMAGES
     local folder=Logs/$study/$1 last=checkpoints/$study/$1/last.pt

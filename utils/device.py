@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
+from typing import Any
 
 import torch
 
@@ -92,6 +93,40 @@ def ieee_products() -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = flags
+
+
+@cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+@contextmanager
+def aside(device: torch.device) -> Iterator[None]:
+    """Run on the stream of ``captured``, so that what a first run allocates is there for the capture."""
+    stream = _capture_stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream(device).wait_stream(stream)
+
+
+@contextmanager
+def captured(device: torch.device, pool: Any = None) -> Iterator[torch.cuda.CUDAGraph]:
+    """Record the work of the context as a CUDA graph, without running it.
+
+    All captures of a device have one stream: graphs share the memory of a ``pool`` only then.
+
+    Raises:
+        RuntimeError: the work cannot be captured. The stream is the one of before, which PyTorch alone does not see to.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.device(device):
+        before = torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, pool=pool, stream=_capture_stream(device)):
+                yield graph
+        finally:
+            torch.cuda.set_stream(before)
 
 
 def describe(device: torch.device) -> str:

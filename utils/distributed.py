@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 T = TypeVar("T")
 POLL_SECONDS = 0.05
@@ -61,8 +61,7 @@ class ProcessGroup:
             group._arrive()  # init_process_group cannot be interrupted, so it starts when all are there
             dist.init_process_group(_backend(), store=store, rank=rank, world_size=size)
         except (RuntimeError, ValueError, KeyError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError(f"WORLD_SIZE is {size}, but no torchrun answers: unset it ({reason})") from error
+            raise UserError(f"WORLD_SIZE is {size}, but no torchrun answers: unset it ({first_line(error)})") from error
         return group
 
     @property
@@ -74,7 +73,13 @@ class ProcessGroup:
         return ["torchrun", *([] if nodes == "1" else [f"--nnodes={nodes}"]), f"--nproc-per-node={local}"]
 
     def device(self, name: str) -> str:
-        """The device of this process: ``auto`` and ``cuda`` give each process of a machine the next of its GPUs."""
+        """The device of this process: ``auto`` and ``cuda`` give each process of a machine the next of its GPUs.
+
+        Raises:
+            UserError: one GPU for several processes.
+        """
+        if self.size > 1 and name.startswith("cuda:"):
+            raise UserError(f"--device {name} is one GPU for {self.size} processes: say --device cuda, one for each")
         if self.size > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
             return f"cuda:{self.local_rank % torch.cuda.device_count()}"
         return name
@@ -254,7 +259,7 @@ def _wait(start: Callable[[Any], Any], tensor: Tensor | None) -> None:
                 pause = min(2 * pause, 0.001)
         work.wait()
     except RuntimeError as error:
-        raise UserError(LOST) from error
+        raise UserError(f"{LOST} ({first_line(error)})") from error
 
 
 def _integer(name: str, default: int) -> int:

@@ -13,6 +13,11 @@ class UserError(Exception):
     """An error that the user can fix; its message is one sentence: what is wrong, and what to do."""
 
 
+def first_line(error: Exception) -> str:
+    """What an error says first, or the name of its type."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 def fail(message: object) -> NoReturn:
     """Print the sentence on standard error and exit with status 1."""
     flush_output()

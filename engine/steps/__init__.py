@@ -20,7 +20,7 @@ from engine.steps.local import LocalStatistics
 from engine.steps.standard import StandardStep
 from engine.steps.yopo import TRADESYOPOStep, YOPOStep
 from losses.base import Objective
-from models.accelerate import AcceleratedModel, AccelerationConfig
+from models.accelerate import AcceleratedModel, AccelerationConfig, is_known
 from models.batchnorm import synchronise_batch_norm
 from utils.distributed import ProcessGroup
 from utils.errors import UserError
@@ -124,10 +124,12 @@ def create_step(
         raise UserError(f"--norm {attack.norm} is not for {name}: its attack is of l-inf")
     if chosen.own_attack and (awp_gamma or any(view_weights[1:]) or accumulate > 1):
         raise UserError(f"--awp-gamma, --augment-view-weight and --accumulate are not for {name}: leave them out")
+    if not optimizer.defaults["momentum"] and (objective.bn_momentum or getattr(objective, "wide", 0)):
+        raise UserError(f"{method.__name__} tells its first update by the momentum it leaves: set --momentum above 0")
     if objective.bn_sets > 1:  # a compiled forward holds on to one set
         acceleration = replace(acceleration, compile_batch_size=0, cuda_graphs=False)
-    # The shapes stay the same: let cuDNN time its algorithms once.
-    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+    # Where the shapes stay the same, let cuDNN time its algorithms once.
+    torch.backends.cudnn.benchmark = not (objective.moves or torch.are_deterministic_algorithms_enabled())
     if group.size > 1 and batch_norm == "synchronised":
         if objective.moves and objective.attack_mode != "eval":  # one process would wait for another's statistics
             raise UserError(f"an attack of {method.__name__} may stop early in one process: add --batch-norm local")
@@ -138,7 +140,7 @@ def create_step(
     step = chosen(*networks, objective, optimizer, attack, awp_gamma, view_weights, group, accumulate)
     if acceleration.compile_batch_size:
         step = EagerFallback(step)
-    if acceleration.cuda_graphs:
+    if acceleration.cuda_graphs and all(is_known(net) for net in (student, guide) if net is not None):
         step = GraphedStep(step, acceleration.compile_batch_size)
     if group.size > 1 and batch_norm == "local":
         step = LocalStatistics(step, group)

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from models.accelerate import warn_once
-from utils.errors import UserError
+from utils.device import captured
+from utils.errors import UserError, first_line
 
+WARM_UP = 2  # full batches; the second compiles once more where BatchNorm's momentum is another in the first update
 Outputs = dict[str, Tensor]
 
 
@@ -54,7 +56,8 @@ class GraphedStep:
     """A step whose work up to the gradients, attack included, is replayed as one CUDA graph.
 
     Other batch sizes, and a step that is not ``capturable``, run as they are. The graph is captured anew when the
-    attack changes. Everything else is the wrapped step's.
+    attack changes. Everything else is the wrapped step's. The networks must do nothing in Python that changes from one
+    batch to the next.
 
     Args:
         batch_size: of the batches that are replayed.
@@ -62,7 +65,8 @@ class GraphedStep:
 
     def __init__(self, step: Any, batch_size: int):
         self.step, self.batch_size = step, batch_size
-        self._warm = False  # a first batch compiles, tunes and allocates
+        self._full_batches = 0  # the first ones compile, tune and allocate
+        self._works = True
         self._key: object = None
         self._graph: Graphed | None = None
         self._gradients: list[Tensor | None] = []
@@ -71,13 +75,16 @@ class GraphedStep:
         return getattr(self.step, name)
 
     def __call__(self, views: Sequence[Tensor], y: Tensor, generator: torch.Generator | None = None) -> Outputs:
-        if len(y) != self.batch_size or not self.step.capturable or not self._warm:
-            self._warm = self._warm or len(y) == self.batch_size
+        if not self.step.capturable:
+            self._release()
+        if len(y) != self.batch_size or not self.step.capturable or self._full_batches < WARM_UP or not self._works:
+            self._full_batches += len(y) == self.batch_size
             return self.step(views, y, generator)
         views = [self.step.student.in_memory_order(x) for x in views]
         starts = self.step.draw_starts(views, generator)
         if self._key != (self.step.attack, len(views)):
-            self._key, self._graph = (self.step.attack, len(views)), None  # before the new one takes memory
+            self._release()  # before the new one takes memory
+            self._key = self.step.attack, len(views)
             self._capture(y, views, starts)
         if self._graph is None:
             terms = self.step.up_to_gradients(y, views, starts)
@@ -98,7 +105,15 @@ class GraphedStep:
         try:
             self._graph = Graphed(work, [y, *views, *starts])
         except RuntimeError as error:
-            warn_once(f"no CUDA graph ({next(iter(str(error).splitlines()), '')}): falling back to separate kernels")
+            self._works = False
+            warn_once(f"no CUDA graph ({first_line(error)}): falling back to separate kernels")
+
+    def _release(self) -> None:
+        """Give the graph's memory back."""
+        if self._graph is not None:
+            self.step.optimizer.zero_grad(set_to_none=True)
+            self.step.x_adv.clear()
+            self._key, self._graph, self._gradients = None, None, []
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.step.optimizer.param_groups for parameter in group["params"]]
@@ -120,9 +135,7 @@ class Graphed:
 
     def __init__(self, function: Callable[..., Outputs], inputs: Sequence[Tensor]):
         self._inputs = [tensor.clone() for tensor in inputs]
-        self._graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize()
-        with torch.cuda.graph(self._graph):
+        with captured(inputs[0].device) as self._graph:
             self._outputs = function(*self._inputs)
 
     def __call__(self, *inputs: Tensor) -> Outputs:

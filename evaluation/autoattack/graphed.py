@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from models.accelerate import warn_once
+from utils.device import aside, captured
+from utils.errors import first_line
 
 SIZES_PER_OCTAVE = 4
 SMALLEST = 8
@@ -46,8 +48,7 @@ class GraphedQueries:
             except RuntimeError as error:  # out of memory too: separate kernels need less
                 self._works, self._pool = False, None
                 self._graphs.clear()
-                reason = next(iter(str(error).splitlines()), "")
-                warn_once(f"no CUDA graph ({reason}): falling back to separate kernels")
+                warn_once(f"no CUDA graph ({first_line(error)}): falling back to separate kernels")
                 return self.network(images)
         return _Query.apply(images, self._graphs[shape], self)
 
@@ -88,7 +89,9 @@ class _Graph:
             self._logit_gradient = torch.zeros_like(self._logits)
             backward()
 
-        _warm_up(first, example.device)
+        with aside(example.device):
+            first()
+            first()
         self._forward, self._backward = (_capture(work, pool, example.device) for work in (forward, backward))
 
     def answer(self, images: Tensor) -> Tensor:
@@ -108,19 +111,9 @@ class _Graph:
         return self._image_gradient[:n].clone()
 
 
-def _warm_up(work: Callable[[], None], device: torch.device) -> None:
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        work()
-        work()
-    torch.cuda.current_stream(device).wait_stream(stream)
-
-
 def _capture(work: Callable[[], None], pool: Any, device: torch.device) -> Callable[[], None]:
     """Capture what ``work`` does on the device, and return what does it again."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, stream=torch.cuda.Stream(device)):
+    with captured(device, pool) as graph:
         work()
 
     def replay() -> None:

@@ -136,6 +136,16 @@ def test_momentum_that_is_not_for_the_schedule_or_nesterov():
     create_optimizer(TrainConfig(schedule="cyclic", momentum=0.1), nets)
 
 
+@pytest.mark.parametrize(("method", "name"), [("wa-trades", "WATRADES"), ("yopo", "YOPO")])
+def test_the_first_update_is_told_by_its_momentum(method, name):
+    net, objective = new_tiny_net(4, 1), create_objective(method)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    if method == "yopo":
+        objective.wide = 1.0
+    with pytest.raises(UserError, match=f"^{name} .*: set --momentum above 0"):
+        create_step(net, None, objective, optimizer, AttackSpec(0.1, 0.05, 1))
+
+
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(Logger, "plot", lambda self, final=False: None)

@@ -11,11 +11,12 @@ from benchmarks.measure import forward_gflop, lbgat_step_gflop
 from benchmarks.reference import ReferenceStep
 from benchmarks.train_step import measure, parse
 from engine.steps import create_step
+from engine.steps.cuda_graph import GraphedStep
 from engine.validate import clean_accuracy
 from losses import create_objective
 from models import create_model
 from models.accelerate import NO_ACCELERATION, AcceleratedModel, AccelerationConfig, choose_acceleration, warn_once
-from tests.helpers import run_step
+from tests.helpers import new_tiny_net, run_step
 
 ATTACK = AttackSpec(epsilon=0.031, step_size=0.007, num_steps=10)
 
@@ -195,7 +196,10 @@ def test_replayed_steps_equal_eager_ones(monkeypatch, method):
 
 
 def test_a_failing_capture_falls_back_to_separate_kernels(monkeypatch, _no_warning_yet):
+    tried = []
+
     def refuse(function, inputs):
+        tried.append(len(inputs))
         raise RuntimeError("operation not permitted when stream is capturing\nlong story")
 
     monkeypatch.setattr(torch, "compile", lambda f, **_: f)
@@ -203,6 +207,41 @@ def test_a_failing_capture_falls_back_to_separate_kernels(monkeypatch, _no_warni
     with pytest.warns(UserWarning, match=r"no CUDA graph \(operation not permitted when stream is capturing\)"):
         losses, _ = steps(AccelerationConfig(compile_batch_size=16, cuda_graphs=True))
     assert losses == steps(AccelerationConfig())[0]
+    assert len(tried) == 1  # not again when the attack changes
+
+
+class Foreign(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = new_tiny_net(4, 1)
+
+    def forward(self, images):
+        return self.net(images)
+
+
+def test_only_known_networks_are_replayed(monkeypatch):
+    """Another one may do in Python what changes from batch to batch, which a graph would freeze."""
+    monkeypatch.setattr(torch, "compile", lambda f, **_: f)
+    for net, graphed in ((create_model("wrn-10-1", 10), True), (Foreign(), False)):
+        objective, optimizer = create_objective("at"), torch.optim.SGD(net.parameters(), 0.1)
+        acceleration = AccelerationConfig(compile_batch_size=16, cuda_graphs=True)
+        step = create_step(net, None, objective, optimizer, ATTACK, acceleration=acceleration)
+        assert isinstance(step, GraphedStep) == graphed
+
+
+def test_the_graph_ends_where_the_step_can_no_longer_be_captured(monkeypatch):
+    monkeypatch.setattr("engine.steps.cuda_graph.Graphed", NoGraph)
+    net = new_tiny_net(4, 1).double()
+    objective, optimizer = create_objective("at"), torch.optim.SGD(net.parameters(), 0.1)
+    step = GraphedStep(create_step(net, None, objective, optimizer, ATTACK), 16)
+    x, y, start = batch(16, torch.float64)
+    y = y % 4
+    held = []
+    for awp_gamma in (0.0, 0.0, 0.0, 0.0, 0.01):
+        step.set_epoch(ATTACK, awp_gamma)
+        run_step(step, [x], y, [start])
+        held.append(step._graph is not None)
+    assert held == [False, False, True, True, False] and step._gradients == []
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: torch.cuda.is_available() is false")

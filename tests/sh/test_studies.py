@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import time
 
 import pytest
 
@@ -29,6 +30,7 @@ case $* in
         mkdir -p "$folder"
         flag=--epochs; echo "{\"epochs\": $(value "$@")," >"$folder/config.json"
         echo "epoch 1" >"$folder/train.log"
+        [ ! -e hang ] || { echo $$ >>pids; exec sleep 60; }
         [ ! -e slow ] || { echo start >>times; together; echo end >>times; }
         [ -e short ] || echo "finished: last.pt" >>"$folder/train.log"
         flag=--checkpoint-dir; last=$(value "$@"); flag=--mark; last=$last/$(value "$@")/last.pt
@@ -132,6 +134,18 @@ def test_some_of_the_ablations(study):
     assert output == "error: sh/ablations.sh has no variant mse5\n" and not trained(calls)
 
 
+def is_running(pid):
+    state = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True).stdout
+    return state.strip() != "" and not state.startswith("Z")
+
+
+def wait_until(condition):
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def of(calls, program):
     return [call for call in calls if program in call[:2]]
 
@@ -218,6 +232,17 @@ def test_the_gpu_study_waits_for_its_jobs_when_the_time_is_over(study, tmp_path)
     assert "next: training of study-gpu-resnet18/lbgat0-seed1; run the same command again" in output
     assert sorted(trained(calls)) == ["at-seed1", "trades6-seed1"] and "unbound" not in output
     assert sorted((tmp_path / "times").read_text().split()) == ["end", "end", "start", "start"]
+
+
+def test_the_jobs_of_a_gpu_study_end_with_it(study, tmp_path):
+    (tmp_path / "hang").touch()
+    pids = tmp_path / "pids"
+    environment = {**os.environ, "PYTHON": str(tmp_path / "python"), "PROCESSES": "2"}
+    with subprocess.Popen(["bash", "sh/study_gpu.sh", "10", "resnet18"], cwd=tmp_path, env=environment) as script:
+        wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 2)
+        script.terminate()
+    assert script.returncode == 143
+    wait_until(lambda: not any(is_running(pid) for pid in pids.read_text().split()))
 
 
 def test_a_training_that_is_killed_silently_is_a_failure(study, tmp_path):

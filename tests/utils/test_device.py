@@ -7,6 +7,9 @@ from engine.trainer import Trainer
 from tests.helpers import tiny_run
 from utils import device
 from utils.device import bf16_speed, describe, slow_precision
+from utils.distributed import ProcessGroup
+from utils.errors import UserError
+from utils.flops import peak_flops
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -24,6 +27,21 @@ def test_a_sentence_where_bfloat16_is_slower(monkeypatch, precision, where, spee
     sentence = slow_precision(precision, where)
     assert (sentence == "bf16 runs at 0.40 of the speed of fp32 on this processor: use --precision fp32") == slow
     assert slow or sentence is None
+
+
+@pytest.mark.parametrize(("name", "peak"), [
+    ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA A100-PCIE-40GB", 312e12), ("NVIDIA H100 PCIe", None),
+    ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None), ("NVIDIA H100 NVL", None), ("Unheard-of 1", None),
+])  # fmt: skip
+def test_the_peak_of_whole_cards(monkeypatch, name, peak):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(CUDA, "bf16") == peak and peak_flops(CPU, "bf16") is None
+
+
+def test_one_gpu_is_not_for_several_processes():
+    with pytest.raises(UserError, match="--device cuda:1 is one GPU for 2 processes: say --device cuda, one for each"):
+        ProcessGroup(0, 2).device("cuda:1")
+    assert ProcessGroup().device("cuda:1") == "cuda:1" and ProcessGroup(0, 2).device("cpu") == "cpu"
 
 
 def test_the_speed_is_that_of_the_same_product(monkeypatch):
