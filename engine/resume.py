@@ -79,7 +79,7 @@ def load_training_state(path: Path, config: TrainConfig, data: str, device: torc
     differ = [
         "the source file of a network"
         if name == "sources"
-        else f"{flag(name)} {str(then.get(name))[:40]} then, {value} now"
+        else f"{flag(name)} {_written(then.get(name))[:40]} then, {_written(value)} now"
         for name, value in config.as_dict().items()
         if name not in may_change(config) and then.get(name) != value
     ]
@@ -91,6 +91,11 @@ def load_training_state(path: Path, config: TrainConfig, data: str, device: torc
             "or --resume none to replace it"
         )
     return state
+
+
+def _written(value: Any) -> str:
+    """As a flag takes it."""
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def may_change(config: TrainConfig) -> set[str]:

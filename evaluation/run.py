@@ -113,8 +113,8 @@ class Evaluation:
         empty = PerImageResults.empty(n, shape, *sizes, max_saved)
         found = resume(self.folder, self.state_fingerprint, empty, self.group)
         self.results = found or empty
-        if self.group.is_main:
-            summary.keep_earlier(self.folder, self.fingerprint)
+        if self.group.is_main and (kept := summary.keep_earlier(self.folder, self.fingerprint)):
+            print(f"notice: the report of another evaluation was here and is now in {kept}", file=sys.stderr)
         return found is not None
 
     def attack(self) -> None:

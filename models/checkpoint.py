@@ -167,7 +167,8 @@ def load_network(
     trained = run["student"] if isinstance(run.get("student"), str) else None
     if student == "auto" and isinstance(trained, str) and is_custom(trained):
         raise UserError(
-            f"{path} was trained with {trained}, whose code runs only if you name it: add --student {trained}"
+            f"{path} was trained with {trained}, whose code runs only if you name it: add --student {trained} "
+            f"(in Python load(path, {trained!r}))"
         )
     name = canonical_name(trained or "auto" if student == "auto" else student)
     if name == "auto":

@@ -34,8 +34,8 @@ def plot_triples(
     """
     difference = x_adv - x
     magnified = 0.5 / max(float(abs(difference).max()), 1e-12)
-    columns = ("clean", "adversarial", f"difference × {magnified:.3g} (gray: 0)")
-    figure = Figure(figsize=(5.2, 1.87 * len(x) + 0.3), layout="constrained")
+    columns = ("clean", "adversarial", f"difference × {magnified:.3g}\n(gray: 0)")
+    figure = Figure(figsize=(5.2, 1.87 * len(x) + 0.5), layout="constrained")
     grid = figure.subplots(len(x), 3, squeeze=False)
     for i, row in enumerate(grid):
         captions = (f"label: {labels[i]}", f"predicted: {predicted[i]}", f"found by {broken_by[i]}")
@@ -199,7 +199,7 @@ def plot_sweep(groups: dict[str, dict[str, list[float]]], file: Path | BinaryIO)
                     label=label,
                 )
     axes.set_xticks(range(len(groups)), [fill(name, 16) for name in groups], fontsize="small")
-    axes.set(xlim=(-0.6, len(groups) - 0.4), ylabel="accuracy, % (bars: mean ± standard deviation)")
+    axes.set(xlim=(-0.6, len(groups) - 0.4), ylabel="accuracy, %\n(bars: mean ± standard deviation)")
     axes.grid(axis="y", alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="small")
     _save(figure, file)

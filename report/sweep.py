@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from report.curves import read_runs
-from report.page import draw, write_bytes
+from report.page import draw, suite_name, write_bytes
 from report.read import read_report
 from report.tables import NONE, Table, markdown_table
 from utils.errors import UserError, run_program
@@ -26,24 +26,31 @@ def read_sweep(folder: Path, by: str) -> dict[str, list[dict[str, Any]]]:
         by: the setting whose values are compared; empty puts all runs into one group.
 
     Raises:
-        UserError: there is no finished run, or one has no such setting.
+        UserError: there is no finished run, one has no such setting, or their data sets differ.
     """
     folders = sorted(path.parent for path in folder.glob("*/metrics.jsonl"))
     if not folders:
         raise UserError(f"{folder} holds no run: pass the folder of a sweep, with the Logs/MARK of its runs in it")
     groups: dict[str, list[dict[str, Any]]] = {}
+    datasets = set()
     for path, metrics in zip(folders, read_runs(folders).values(), strict=True):
         try:
             config = json.loads((path / "config.json").read_bytes())
             group = f"{by} {config[by]}" if by else folder.name
+            datasets.add(config["dataset"])
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise UserError(f"{path}/config.json does not tell the setting {by!r}: train this run again") from error
         figures = {name: metrics[-1][key] for key, name in FIGURES.items() if key in metrics[-1]}
         if (path / "autoattack.json").exists():
             report = read_report(path / "autoattack.json")
-            figures[f"AutoAttack, epsilon {report['epsilon_text']}, {report['n']} images"] = report["robust_accuracy"]
+            suite = suite_name(report)
+            figures[f"{suite}, epsilon {report['epsilon_text']}, {report['n']} images"] = report["robust_accuracy"]
         run = {"run": path.name, "seed": config.get("seed"), "epoch": metrics[-1]["epoch"], "figures": figures}
         groups.setdefault(group, []).append(run)
+    if len(datasets) > 1:
+        raise UserError(
+            f"{folder} holds runs on {', '.join(sorted(datasets))}: pass a folder with those on one data set"
+        )
     return groups
 
 

@@ -289,7 +289,7 @@ def exit_cleanly(group: ProcessGroup) -> Iterator[None]:
         yield
     except KeyboardInterrupt as interrupt:
         if group.is_first_to_end():
-            print("interrupted: progress is saved, rerun the same command to resume", file=sys.stderr)
+            print("interrupted: rerun the same command to resume from what is saved", file=sys.stderr)
         raise SystemExit(128 + interrupt.args[0]) from None
     except Exception:
         if group.is_first_to_end():

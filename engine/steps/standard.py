@@ -151,6 +151,8 @@ class StandardStep:
         if not starts:
             return []
         labels = self._labels(views, y)
+        if self.objective.attack_mode == "eval":
+            self.student.refresh()
         return [self.attack_view(*each, generator) for each in zip(views, labels, starts, strict=True)]
 
     def attack_view(self, x: Tensor, y: Tensor, start: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -171,8 +173,6 @@ class StandardStep:
                 return chosen.first_inner(adv_logits, nat_logits, y, u)
 
         evaluated = chosen.attack_mode == "eval"
-        if evaluated:
-            self.student.refresh()
         with frozen(self.student.model, chosen.attack_mode):
             return perturb(
                 self.student.attack_logits if evaluated else self.student.train_logits,

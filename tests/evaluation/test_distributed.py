@@ -121,7 +121,7 @@ def test_processes_killed_and_ended_and_then_others_resume(checkpoint, alone, tm
             assert status(victim) == -signal.SIGKILL
             assert {status(pid) for pid in pids} == {143}
         output = (tmp_path / "output").read_text()
-        assert "Traceback" not in output and output.count("interrupted: progress is saved") == 4 - size
+        assert "Traceback" not in output and output.count("interrupted: rerun") == 4 - size
         assert (finished_steps(tmp_path) >= before).all()
         before = finished_steps(tmp_path)
     (tmp_path / "output").unlink()
@@ -287,7 +287,7 @@ def test_a_late_process_is_named_and_waiting_can_be_interrupted(tmp_path, monkey
     os.kill(pids[0], signal.SIGTERM)
     began = time.monotonic()
     assert status(pids[0]) == 143 and time.monotonic() - began < 10
-    assert output.read_text().splitlines()[1:] == ["interrupted: progress is saved, rerun the same command to resume"]
+    assert output.read_text().splitlines()[1:] == ["interrupted: rerun the same command to resume from what is saved"]
     os.kill(pids[1], signal.SIGKILL)
     assert status(pids[1]) == -signal.SIGKILL
 

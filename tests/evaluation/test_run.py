@@ -96,7 +96,7 @@ def test_an_interrupted_evaluation_resumes_with_the_same_command(
     before = signal.getsignal(number)
     code, out, err = program("--checkpoint", checkpoint, *QUICK)
     assert (code, out) == (status, "")
-    assert err.splitlines()[-1].startswith("interrupted: progress is saved, rerun the same command to resume")
+    assert err.splitlines()[-1].startswith("interrupted: rerun the same command to resume from what is saved")
     assert "Traceback" not in err
     assert signal.getsignal(number) is before
     assert np.load(state)["progress"].tolist() == [[2, 2, 1]]

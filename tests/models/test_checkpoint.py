@@ -197,7 +197,7 @@ def test_code_runs_only_if_the_user_names_it(tmp_path):
     name = f"{source}:MyNet"
     net = create_model(name, 7).eval()
     torch.save({"config": {"student": name}, "student": net.state_dict()}, path)
-    with pytest.raises(UserError, match=r"whose code runs only if you name it: add --student .*my_net\.py:MyNet$"):
+    with pytest.raises(UserError, match=r"whose code runs only if you name it: add --student .*my_net\.py:MyNet "):
         load(path)
     x = torch.rand(2, 3, 16, 16)
     with torch.no_grad():

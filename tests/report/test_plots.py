@@ -45,7 +45,7 @@ def test_picture_of_the_images_with_long_names(figures):
     x = np.zeros((2, 3, 8, 8), np.float32)
     plots.plot_triples(x, x + np.float32(0.1), ["$\\frac$", LONG], ["b", LONG], ["apgd-ce", "square"], None)
     labels = set(texts(figures[0]))
-    assert {"label: $\\frac$", "predicted: b", "found by square", "difference × 5 (gray: 0)"} <= labels
+    assert {"label: $\\frac$", "predicted: b", "found by square", "difference × 5\n(gray: 0)"} <= labels
 
 
 @pytest.mark.parametrize("models", [1, 2, 9])
