@@ -47,7 +47,7 @@ def read_sweep(folder: Path, by: str) -> dict[str, list[dict[str, Any]]]:
             figures[f"{suite}, epsilon {report['epsilon_text']}, {report['n']} images"] = report["robust_accuracy"]
         run = {"run": path.name, "seed": config.get("seed"), "epoch": metrics[-1]["epoch"], "figures": figures}
         groups.setdefault(group, []).append(run)
-    if len(datasets) > 1:
+    if len(datasets) > 1 and by != "dataset":
         raise UserError(
             f"{folder} holds runs on {', '.join(sorted(datasets))}: pass a folder with those on one data set"
         )

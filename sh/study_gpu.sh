@@ -27,7 +27,7 @@ results=${SMALL:+Logs/small-}results study=
 mkdir -p Logs
 
 set -m  # each job is a process group, which ends as a whole
-trap 'for job in $(jobs -pr); do kill -- -$job; done; wait; exit 143' INT TERM
+trap 'for job in $(jobs -pr); do kill -- "-$job" 2>/dev/null || true; done; wait; exit 143' INT TERM
 
 left() { echo $((deadline - SECONDS)); }
 
@@ -68,6 +68,7 @@ is_attacked() { # MARK
 
 job() { # MARK COMMAND...: run it; leave what it says, and its status if it failed
     local file status=0
+    trap : INT TERM  # its command ends, and with it the job
     file=$(errors "$1")
     rm -f "$file.status"
     "${@:2}" 2>"$file" || status=$?

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Gowal2020 (Gowal et al., 2020): CIFAR-10, WRN-70-16; settings of its PyTorch port.
-# The PyTorch form of the method; the published network is of the original in JAX. Extra images: --extra-data FILE.npz --extra-fraction 0.7.
+# The PyTorch form of the method; the published network is of the original in JAX.
+# Extra images: --extra-data FILE.npz --extra-fraction 0.7.
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
 launch train_lbgat.py \
     --dataset cifar10 --method wa-trades --beta 6 --student wrn-70-16-swish \

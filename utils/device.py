@@ -102,7 +102,7 @@ def _capture_stream(device: torch.device) -> torch.cuda.Stream:
 
 @contextmanager
 def aside(device: torch.device) -> Iterator[None]:
-    """Run on the stream of ``captured``, so that what a first run allocates is there for the capture."""
+    """Run on the stream of ``captured``, so that what libraries set up once for a stream is there for the capture."""
     stream = _capture_stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):

@@ -73,13 +73,11 @@ class ProcessGroup:
         return ["torchrun", *([] if nodes == "1" else [f"--nnodes={nodes}"]), f"--nproc-per-node={local}"]
 
     def device(self, name: str) -> str:
-        """The device of this process: ``auto`` and ``cuda`` give each process of a machine the next of its GPUs.
-
-        Raises:
-            UserError: one GPU for several processes.
-        """
-        if self.size > 1 and name.startswith("cuda:"):
-            raise UserError(f"--device {name} is one GPU for {self.size} processes: say --device cuda, one for each")
+        """The device of this process: ``auto`` and ``cuda`` give each process of a machine the next of its GPUs, and
+        one GPU for several of them is a UserError."""
+        local = _integer("LOCAL_WORLD_SIZE", self.size)
+        if local > 1 and name.startswith("cuda:"):
+            raise UserError(f"--device {name} is one GPU for {local} processes: say --device cuda, one for each")
         if self.size > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
             return f"cuda:{self.local_rank % torch.cuda.device_count()}"
         return name

@@ -105,7 +105,7 @@ class GraphedStep:
         try:
             self._graph = Graphed(work, [y, *views, *starts])
         except RuntimeError as error:
-            self._works = False
+            self._works, self._gradients = False, []
             warn_once(f"no CUDA graph ({first_line(error)}): falling back to separate kernels")
 
     def _release(self) -> None:

@@ -39,6 +39,7 @@ class JointViewsStep(StandardStep):
         x_adv = []
         for i, (x, start) in enumerate(zip(views, starts, strict=True)):
             with self.batchnorms(i):
+                self.student.refresh()  # with the BatchNorm layers of this view
                 x_adv.append(self.attack_view(x, y, start, generator))
         return x_adv
 

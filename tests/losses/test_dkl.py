@@ -10,10 +10,12 @@ from attacks.pgd import AttackSpec
 from engine.steps import create_step
 from losses import METHODS, create_objective
 from losses.base import kl_per_image
-from losses.dkl import soft_cross_entropy, weighted_mse
+from losses.dkl import DKL, soft_cross_entropy, weighted_mse
 from losses.lbgat import LBGAT
 from losses.madry import AT
 from losses.mart import MART
+from losses.natural import Natural
+from losses.trades import TRADES
 from tests.helpers import objective, run_step
 
 B, C = 6, 5
@@ -173,7 +175,8 @@ def test_label_smoothing_is_of_the_cross_entropy_alone(method):
     plain, smooth = (objective(method, label_smoothing=s, **VALUES).outer(logits, labels()) for s in (0.0, 0.1))
     on_adversarial = issubclass(METHODS[method], (AT, MART))
     guided = issubclass(METHODS[method], LBGAT)
-    which = ["guide"] if guided else ["adv"] if on_adversarial else ["nat", "adv"]
+    on_clean = issubclass(METHODS[method], (TRADES, DKL, Natural))
+    which = ["guide"] if guided else ["adv"] if on_adversarial else ["nat"] if on_clean else ["nat", "adv"]
     ce = "guide_ce" if guided else "ce"
     expected = [0.9 * plain[ce].item() - 0.1 * logits[name].log_softmax(1).mean().item() for name in which]
     assert any(smooth[ce].item() == pytest.approx(value, rel=1e-6) for value in expected)

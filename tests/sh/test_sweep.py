@@ -1,6 +1,7 @@
 """sh/sweep.sh with a recipe that trains nothing, and the table that it ends with."""
 
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import pytest
 
 from report.sweep import read_sweep, spread, sweep_table
+from report.tables import NONE
 from tests.helpers import ROOT
 from utils.errors import UserError
 
@@ -22,7 +24,7 @@ flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 folder = Path(flags["--log-dir"], flags["--mark"])
 folder.mkdir(parents=True, exist_ok=True)
 seed, beta = int(flags["--seed"]), float(flags.get("--beta", 6))
-(folder / "config.json").write_text(json.dumps({"seed": seed, "beta": beta}))
+(folder / "config.json").write_text(json.dumps({"dataset": "digits", "seed": seed, "beta": beta}))
 entry = {"epoch": 3, "loss": 1.0, "student_clean": 50.0 + seed, "student_robust": 20.0 + beta + 2 * seed}
 (folder / "metrics.jsonl").write_text(json.dumps(entry) + chr(10))
 sys.exit(1 if Path("fail").exists() and seed == 3 else 0)
@@ -97,3 +99,28 @@ def test_spread_and_missing_runs(tmp_path):
     assert (spread([1.0]), spread([1.0, 2.0, 4.0])) == ("1.00", "2.33 ± 1.53")
     with pytest.raises(UserError, match="holds no run: pass the folder of a sweep"):
         read_sweep(tmp_path, "")
+
+
+def test_what_was_not_measured_alike_is_kept_apart(tmp_path, monkeypatch):
+    reports = {}
+    for name, dataset, version in (("a", "digits", "standard"), ("b", "digits", "dev"), ("c", "cifar10", "standard")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"dataset": dataset}))
+        (folder / "metrics.jsonl").write_text(json.dumps({"epoch": 1, "student_clean": 50.0}) + "\n")
+        (folder / "autoattack.json").touch()
+        reports[folder] = {
+            "version": version,
+            "attacks": ["apgd-ce"],
+            "epsilon_text": "0.1",
+            "n": 9,
+            "robust_accuracy": 1,
+        }
+    monkeypatch.setattr("report.sweep.read_report", lambda file: reports[file.parent])
+    with pytest.raises(UserError, match="holds runs on cifar10, digits: pass a folder with those on one data set"):
+        read_sweep(tmp_path, "")
+    assert [len(runs) for runs in read_sweep(tmp_path, "dataset").values()] == [2, 1]
+    shutil.rmtree(tmp_path / "c")
+    table = sweep_table(read_sweep(tmp_path, ""))
+    attacks = ["AutoAttack, epsilon 0.1, 9 images", "upper bound by AutoAttack dev: apgd-ce, epsilon 0.1, 9 images"]
+    assert table.head[-2:] == attacks and table.rows[0][-2:] == [NONE, NONE]  # neither is of both runs

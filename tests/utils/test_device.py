@@ -38,9 +38,13 @@ def test_the_peak_of_whole_cards(monkeypatch, name, peak):
     assert peak_flops(CUDA, "bf16") == peak and peak_flops(CPU, "bf16") is None
 
 
-def test_one_gpu_is_not_for_several_processes():
+def test_one_gpu_is_not_for_several_processes(monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     with pytest.raises(UserError, match="--device cuda:1 is one GPU for 2 processes: say --device cuda, one for each"):
         ProcessGroup(0, 2).device("cuda:1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # on another machine it is another GPU
+    assert ProcessGroup(0, 2).device("cuda:1") == "cuda:1"
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
     assert ProcessGroup().device("cuda:1") == "cuda:1" and ProcessGroup(0, 2).device("cpu") == "cpu"
 
 
