@@ -94,10 +94,11 @@ def main() -> None:
     check_equal([run["config"] for run in every], (*EQUAL, "epsilon"))
     check_equal(every, ("epsilon", "images"))
     first, hardware = every[0], sorted({run["hardware"] for run in every})
-    precision = first["config"].get("precision", "fp32")
+    config = first["config"]
+    images = f" of {config['limit_train']:,} images" if config.get("limit_train") else ""
     text = (
-        f"{first['config']['dataset']}, student WRN-10-2, {first['config']['epochs']} epochs in {precision}, the last "
-        "one's weights; "
+        f"{config['dataset']}, student WRN-10-2, {config['epochs']} epochs{images} in "
+        f"{config.get('precision', 'fp32')}, the last one's weights; "
         f"clean and PGD-20 at {format_epsilon(first['epsilon'])} on {first['images']:,} test images; mean ± standard "
         f"deviation over seeds, percent. {'; '.join(hardware)}.\n\n{table(runs)}\n"
     )
