@@ -64,3 +64,21 @@ def test_dropout_is_off_whatever_mode_the_network_is_traced_in():
     folded = Folded(model)
     assert model.training and not model.drop.training
     torch.testing.assert_close(folded(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("name", ["wrn-10-1", "resnet18", "preactresnet18"])
+def test_mixed_precision_leaves_out_the_first_and_the_last_layer(name):
+    """Else images 0.001 apart, as at the start of an attack, would mostly be equal, and so their logits."""
+    folded = Folded(create_model(name, 10).eval())
+    kinds = {}
+
+    def note(module, args, output):
+        kinds.setdefault(type(module), []).append((args[0].dtype, output.dtype))
+
+    for module in folded.module.modules():
+        if type(module) in (nn.Conv2d, nn.Linear):
+            module.register_forward_hook(note)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = folded(torch.rand(2, 3, 32, 32))
+    assert kinds[nn.Conv2d][0] == kinds[nn.Linear][-1] == (torch.float32, torch.float32)
+    assert {out for _, out in kinds[nn.Conv2d][1:]} == {torch.bfloat16} and logits.dtype == torch.float32
