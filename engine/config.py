@@ -67,7 +67,7 @@ class TrainConfig(CommonConfig):
     extra_fraction: float = option(
         0.0, "part of every batch that comes from --extra-data, to the nearest image", "data", at_least=0, below=1
     )
-    limit_train: int = option(0, "use only the first N training images; 0 is all", "data", at_least=0)
+    limit_train: int = option(0, "train on N images only, beside those held out; 0 is all", "data", at_least=0)
     val_size: int = option(
         0, "hold out N training images to choose the best checkpoint; 0 chooses on the test set", "data", at_least=0
     )

@@ -54,10 +54,10 @@ def read_sweep(folder: Path, by: str) -> dict[str, list[dict[str, Any]]]:
     return groups
 
 
-def spread(values: Sequence[float]) -> str:
-    """``48.30 ± 0.42``: mean and sample standard deviation; of a single value just the value."""
-    mean = f"{statistics.fmean(values):.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """``48.3 ± 0.4``: mean and sample standard deviation; of a single value just the value."""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def sweep_table(groups: dict[str, list[dict[str, Any]]]) -> Table:
@@ -67,7 +67,7 @@ def sweep_table(groups: dict[str, list[dict[str, Any]]]) -> Table:
     for group, runs in groups.items():
         columns = [[run["figures"][name] for run in runs if name in run["figures"]] for name in names]
         # A figure that only some of the runs have would be of other runs than its neighbours.
-        cells = [spread(values) if len(values) == len(runs) else NONE for values in columns]
+        cells = [spread(values, 2) if len(values) == len(runs) else NONE for values in columns]
         epochs = sorted({run["epoch"] for run in runs})
         rows.append([group, str(len(runs)), ", ".join(map(str, epochs)), *cells])
     return Table(["", "runs", "epochs", *names], rows)

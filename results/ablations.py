@@ -13,8 +13,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from report.sweep import spread
 from report.tables import markdown_table
-from results.study import EQUAL, TRAINING, check_equal, copy_files, mean_and_deviation
+from results.records import finished_epochs
+from results.study import EQUAL, TRAINING, check_equal, copy_files
 from utils.errors import UserError, run_program
 from utils.options import format_epsilon
 
@@ -44,9 +46,7 @@ def read(folder: Path) -> dict[str, Any]:
         UserError: it has not finished.
     """
     config, measured = (json.loads((folder / name).read_text()) for name in ("config.json", "pgd20.json"))
-    epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    if len(epochs) != config["epochs"]:
-        raise UserError(f"{folder} has {len(epochs)} of {config['epochs']} epochs: run sh/ablations.sh again")
+    epochs = finished_epochs(folder, config)
     ((epsilon, robust),) = measured["pgd20"].items()
     return {
         "config": config,
@@ -69,10 +69,10 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> str:
         cells = [text, ", ".join(str(run["config"]["seed"]) for run in of)]
         for what in ("clean", "robust"):
             pairs = [run[what] - base[run["config"]["seed"]][what] for run in of if run["config"]["seed"] in base]
-            cells.append(mean_and_deviation([run[what] for run in of]))
+            cells.append(spread([run[what] for run in of]))
             cells.append(f"{statistics.mean(pairs):+.1f}" if pairs and name != "lbgat0" else "")
         guides = [run["guide"] for run in of if run["guide"] is not None]
-        rows.append([*cells, mean_and_deviation(guides) if guides else ""])
+        rows.append([*cells, spread(guides) if guides else ""])
     return markdown_table(["variant", "seeds", "clean", "− LBGAT0", "PGD-20", "− LBGAT0", "guide, held out"], rows)
 
 

@@ -13,6 +13,7 @@ from engine.command_line import parse_train
 from engine.config import TrainConfig
 from losses import find_method
 from utils.errors import UserError
+from utils.files import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 NOT_PART_OF_A_RECIPE = {
@@ -135,6 +136,18 @@ def read_recipe(script: Path) -> Recipe:
     if rest != "$@":
         raise UserError(f'{script} does not pass on the user\'s flags: end its command with "$@"')
     return Recipe(script, title["method"], flags)
+
+
+def finished_epochs(folder: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The entries of a finished run's metrics.jsonl.
+
+    Raises:
+        UserError: epochs are missing.
+    """
+    epochs = read_metrics(folder / "metrics.jsonl")
+    if len(epochs) != config["epochs"]:
+        raise UserError(f"{folder} has {len(epochs)} of {config['epochs']} epochs: run the script again, which resumes")
+    return epochs
 
 
 def read_run(folder: Path) -> Run:

@@ -21,8 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from report.sweep import spread
 from report.tables import markdown_table
 from results.plane import draw_study
+from results.records import finished_epochs
 from utils.errors import UserError, run_program
 from utils.options import format_epsilon
 from utils.statistics import paired_difference
@@ -38,7 +40,7 @@ NAMES = {
     "lbgat6": "LBGAT6",
     "ikl": "IKL",
 }
-PAIRS = (("lbgat0", "trades6"), ("lbgat6", "trades6"), ("lbgat0large", "lbgat0"))
+PAIRS = (("lbgat0", "trades6"), ("lbgat6", "trades6"), ("lbgat0large", "lbgat0"), ("at", "trades6"))
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,7 @@ def copy_files(folder: Path, copy: Path, names: Iterable[str]) -> None:
 def read(attack: Path) -> Run:
     folder = attack.parent
     config, (report, clean, robust) = json.loads((folder / "config.json").read_text()), verdicts(attack)
-    epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    if len(epochs) != config["epochs"]:
-        raise UserError(f"{folder} has {len(epochs)} of {config['epochs']} epochs: run the study again, which goes on")
+    epochs = finished_epochs(folder, config)
     lines = [line for line in (folder / "train.log").read_text().splitlines() if ", torch " in line]
     hardware = tuple(dict.fromkeys(line.rpartition("; ")[2] for line in lines))
     seconds, guide = sum(epoch["seconds"] for epoch in epochs), epochs[-1].get("guide_clean")
@@ -168,14 +168,9 @@ def in_order(methods: Iterable[str]) -> list[str]:
     return known + sorted(set(methods) - set(known))
 
 
-def mean_and_deviation(values: Sequence[float]) -> str:
-    """``78.0 ± 1.2``, the deviation of a sample; the mean alone of a single value."""
-    mean = f"{statistics.mean(values):.1f}"
-    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
-
-
 def table(groups: dict[float, dict[str, list[Run]]]) -> str:
     rows = []
+    timed = len({run.hardware for methods in groups.values() for runs in methods.values() for run in runs}) == 1
     for epsilon, methods in sorted(groups.items()):
         for method in in_order(methods):
             runs = methods[method]
@@ -186,10 +181,10 @@ def table(groups: dict[float, dict[str, list[Run]]]) -> str:
                     format_epsilon(epsilon),
                     name_of(method),
                     ", ".join(str(run.config["seed"]) for run in runs),
-                    *map(mean_and_deviation, zip(*(run.accuracies for run in runs), strict=True)),
-                    *(map(mean_and_deviation, zip(*whole, strict=True)) if whole else ("", "")),
-                    mean_and_deviation(guides) if guides else "",
-                    f"{statistics.mean(run.seconds for run in runs):.0f}",
+                    *map(spread, zip(*(run.accuracies for run in runs), strict=True)),
+                    *(map(spread, zip(*whole, strict=True)) if whole else ("", "")),
+                    spread(guides) if guides else "",
+                    f"{statistics.mean(run.seconds for run in runs):.0f}" if timed else "",
                 ]
             )
     head = ["epsilon", "method", "seeds", "clean, images attacked", "AutoAttack", "clean, all test images"]
@@ -252,7 +247,7 @@ def main() -> None:
         if not len(run.robust):
             print(f"left out: {run.folder.name}, whose attacks have not finished an image", file=sys.stderr)
     if not runs:
-        raise UserError("no evaluation has finished its first images: run the study again, which goes on")
+        raise UserError("no evaluation has finished its first images: run the study again, which resumes")
     groups = grouped(runs)
     entries = differences(groups)
     first = runs[0]

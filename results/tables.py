@@ -33,9 +33,12 @@ def suite(report: dict[str, Any]) -> str:
 
 
 def attacked(report: dict[str, Any]) -> str:
-    """``46.80 / 19.60 at 0.031``, and which attacks ran if it was not the standard suite."""
+    """``46.80 / 19.60 at 0.031``, and which attacks ran if it was not the standard suite, in fp32."""
     figures = f"{accuracies(report['clean_accuracy'], report['robust_accuracy'])} at {report['epsilon_text']}"
-    return figures if report["version"] == "standard" else f"{figures} ({suite(report)})"
+    notes = [suite(report)] if report["version"] != "standard" else []
+    if report.get("precision", "fp32") != "fp32":
+        notes.append(f"queries in {report['precision']}")
+    return f"{figures} ({', '.join(notes)})" if notes else figures
 
 
 # -- recipes -----------------------------------------------------------------------------------------------------------
@@ -135,6 +138,13 @@ def last_epoch(run: Run) -> str:
     return f"{figures} at {format_epsilon(run.config['epsilon'])} ({last['robust_images']:,} {last['split']} images)"
 
 
+def trained_on(config: dict[str, Any]) -> str:
+    """``1,000``, ``all`` or ``all but 137``, which were held out."""
+    if config["limit_train"]:
+        return f"{config['limit_train']:,}"
+    return f"all but {config['val_size']:,}" if config["val_size"] else "all"
+
+
 def runs_table(records: Records, link: Link) -> str:
     """Every run but the quickstart's: its last epoch and its AutoAttack reports."""
     rows = []
@@ -146,7 +156,7 @@ def runs_table(records: Records, link: Link) -> str:
             link(run.folder, name),
             display(config["dataset"]),
             display(config["student"]),
-            f"{run.epochs[-1]['epoch']} of {config['limit_train'] or 'all'} images",
+            f"{run.epochs[-1]['epoch']} of {trained_on(config)} images",
             last_epoch(run),
         ]
         rows += [[*start, *cells, config["hardware"]] for cells in attack_cells(run)]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# AT (Madry et al., ICLR 2018): CIFAR-100, WRN-34-10; settings of the authors' training program.
+# AT (Madry et al., ICLR 2018): CIFAR-100, WRN-34-10; settings of TRADES' training program, at epsilon 0.031.
 # 76 epochs, as published; the decays at 90 and 100 take effect with --epochs 100.
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
 launch train_lbgat.py \

@@ -14,7 +14,7 @@ def write_run(folder, name, seed, clean, robust, guide=None, epochs=2):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"dataset": "digits", "epochs": 2, "seed": seed}))
     (folder / "pgd20.json").write_text(json.dumps({"images": 360, "clean": clean, "pgd20": {"0.2": robust}}))
-    lines = [{"guide_clean": guide} if guide else {}] * epochs
+    lines = [{"epoch": epoch, **({"guide_clean": guide} if guide else {})} for epoch in range(1, epochs + 1)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "train.log").write_text(f"{name}: seed {seed}, fp32; CPU, torch 2\n")
 
@@ -37,7 +37,7 @@ def test_differences_are_over_the_seeds_that_both_have(tmp_path, monkeypatch):
     assert "PGD-20 at 0.2 on 360 test images" in text and "CPU, torch 2." in text
     assert (out / "runs/frozen-seed2/train.log").exists()
     write_run(logs, "beta6", 1, 1.0, 1.0, epochs=1)
-    with pytest.raises(UserError, match=r"has 1 of 2 epochs: run sh/ablations\.sh again"):
+    with pytest.raises(UserError, match=r"has 1 of 2 epochs: run the script again"):
         ablations.main()
 
 

@@ -25,7 +25,8 @@ def write_run(folder, method, seed, epochs=3):
     robust, clean = (np.arange(10) < figures[method][seed - 1] for figures in (ROBUST, CLEAN))
     report = {"epsilon": 0.1, "n": 10, "version": "standard", "data_sha256": "a",
               "clean_accuracy": 100 * clean.mean(), "robust_accuracy": 100 * robust.mean()}  # fmt: skip
-    lines = [{"seconds": 20.0, **({"guide_clean": 90.0 + seed} if method == "lbgat0" else {})}] * epochs
+    guide = {"guide_clean": 90.0 + seed} if method == "lbgat0" else {}
+    lines = [{"epoch": epoch, "seconds": 20.0, **guide} for epoch in range(1, epochs + 1)]
     (folder / "config.json").write_text(
         json.dumps({"epochs": epochs, "seed": seed, "student": "wrn-10-1", "dataset": "digits"})
     )
@@ -73,15 +74,15 @@ def test_tables_and_picture(tmp_path, monkeypatch):
         "91.5 ± 0.7",
         "60",
     ]
-    assert cells(text, "|     0.1 | AT") == ["0.1", "AT", "1", "90.0", "40.0", "", "", "", "60"]
+    assert cells(text, "|     0.1 | AT      |") == ["0.1", "AT", "1", "90.0", "40.0", "", "", "", "60"]
     assert (
         "digits, wrn-10-1, 3 epochs, the last one's weights; AutoAttack (standard) on the first 10 test images" in text
         and "IKL" not in text
     )
     assert "Trained on a computer, torch 2." in text
-    (entry,) = json.loads((out / "study.json").read_text())["differences"]
+    entry, of_at = json.loads((out / "study.json").read_text())["differences"]
     assert entry["methods"] == ["LBGAT0", "TRADES6"]
-    assert entry["seeds"] == [1, 2]
+    assert (entry["seeds"], of_at["seeds"], of_at["methods"]) == ([1, 2], [1], ["AT", "TRADES6"])
     assert (entry["clean"][0], entry["robust"][0]) == pytest.approx((15, -10))
     assert entry["robust"][1] < -10 < entry["robust"][2]
     assert (out / "plane.png").read_bytes().startswith(b"\x89PNG")
@@ -173,6 +174,6 @@ def test_an_unfinished_training_is_refused_and_unpaired_seeds_are_left_out(tmp_p
     assert "PGD-20" in study.table(groups) and "guide" in study.table(groups)
     del groups[0.1]["lbgat0"]
     assert "PGD-20" not in study.table(groups) and "guide" not in study.table(groups)
-    (tmp_path / "trades6-epsilon0.1-seed1" / "metrics.jsonl").write_text('{"seconds": 20.0}\n')
-    with pytest.raises(UserError, match="has 1 of 3 epochs: run the study again"):
+    (tmp_path / "trades6-epsilon0.1-seed1" / "metrics.jsonl").write_text('{"epoch": 1, "seconds": 20.0}\n')
+    with pytest.raises(UserError, match="has 1 of 3 epochs: run the script again"):
         study.read(tmp_path / "trades6-epsilon0.1-seed1" / "epsilon0.1")

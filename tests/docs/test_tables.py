@@ -113,7 +113,7 @@ def test_a_shorter_recipe_has_no_published_figure(root: Path):
 def test_a_run_that_was_not_attacked(root: Path):
     add_run(root, "tiny", RECIPE, reports=0, student="wrn-10-1", limit_train=20000)
     (row,) = rows(root, "runs", "[tiny]")
-    assert row[2:4] == ["WRN-10-1", "100 of 20000 images"] and row[-5:] == ["", "", "", "", "a machine"]
+    assert row[2:4] == ["WRN-10-1", "100 of 20,000 images"] and row[-5:] == ["", "", "", "", "a machine"]
 
 
 def test_every_published_figure_is_in_exactly_one_table():

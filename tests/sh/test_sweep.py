@@ -96,7 +96,7 @@ def test_bad_input_is_one_sentence(sweep, words, sentence):
 
 
 def test_spread_and_missing_runs(tmp_path):
-    assert (spread([1.0]), spread([1.0, 2.0, 4.0])) == ("1.00", "2.33 ± 1.53")
+    assert (spread([1.0]), spread([1.0, 2.0, 4.0], 2)) == ("1.0", "2.33 ± 1.53")
     with pytest.raises(UserError, match="holds no run: pass the folder of a sweep"):
         read_sweep(tmp_path, "")
 
