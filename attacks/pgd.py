@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils.options import NORMS
+
 STARTS = ("gaussian", "gaussian-clamped", "uniform", "clean")
 MODES = ("eval", "train", "batch")
 GAUSSIAN_START = 0.001  # standard deviation of the published start x + 0.001 N(0, 1)
@@ -27,6 +29,9 @@ class AttackSpec:
         start: ``"gaussian"`` is x + 0.001 N(0, 1), ``"gaussian-clamped"`` the same clamped to [0, 1], ``"uniform"`` a
             uniform draw from the ball, clamped to [0, 1], ``"clean"`` x itself.
         noise: standard deviation of the normal noise that is added to each step before the projection, same units.
+
+    Raises:
+        ValueError: an unknown norm or start.
     """
 
     epsilon: float | Tensor
@@ -37,8 +42,9 @@ class AttackSpec:
     noise: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.start not in STARTS:
-            raise ValueError(f"start {self.start!r}: choose {', '.join(STARTS)}")
+        for name, choices in (("norm", NORMS), ("start", STARTS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} {getattr(self, name)!r}: choose {', '.join(choices)}")
 
     def of(self, rows: slice | Tensor) -> "AttackSpec":
         """The settings of the images with these indices."""
@@ -189,6 +195,9 @@ def frozen(model: nn.Module, mode: str = "eval") -> Iterator[nn.Module]:
     Args:
         mode: ``"eval"``; ``"train"``, in which each pass updates the BatchNorm statistics, which is not undone; or
             ``"batch"``, in which BatchNorm normalises by the current batch and updates no statistics.
+
+    Raises:
+        ValueError: an unknown mode.
     """
     if mode not in MODES:
         raise ValueError(f"mode {mode!r}: choose {', '.join(MODES)}")

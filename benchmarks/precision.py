@@ -90,12 +90,10 @@ def markdown(rows: dict[str, dict[str, float]], args: argparse.Namespace, hardwa
 
 def plot(runs: dict[str, list[dict[str, Any]]], title: str, path: Path) -> None:
     """A dot for each run, precision against accuracy."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, 2, figsize=(7, 3.4), layout="constrained")
+    figure = Figure(figsize=(7, 3.4), layout="constrained")
+    panels = figure.subplots(1, 2)
     for axes, (key, name) in zip(panels, FIGURES.items(), strict=True):
         for x, (precision, results) in enumerate(runs.items()):
             values = [run[key] for run in results]
@@ -106,7 +104,6 @@ def plot(runs: dict[str, list[dict[str, Any]]], title: str, path: Path) -> None:
         axes.grid(alpha=0.3)
     figure.suptitle(title, fontsize=9)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def main() -> None:

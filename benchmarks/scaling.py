@@ -142,12 +142,10 @@ def markdown(rows: list[dict[str, Any]], rates: dict[str, float]) -> str:
 
 def plot(curves: dict[str, list[dict[str, float]]], hardware: str, path: Path) -> None:
     """Measured time per image against each size."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, len(curves), figsize=(3.4 * len(curves), 3.6), layout="constrained")
+    figure = Figure(figsize=(3.4 * len(curves), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(curves), squeeze=False)[0]
     for axes, (name, rows) in zip(panels, curves.items(), strict=True):
         values = [row["value"] for row in rows]
         axes.plot(values, [row["milliseconds_per_image"] for row in rows], "o-")
@@ -156,7 +154,6 @@ def plot(curves: dict[str, list[dict[str, float]]], hardware: str, path: Path) -
     panels[0].set_ylabel("ms per image")
     figure.suptitle(f"LBGAT6 training step, guide wrn-10-1: {hardware}", fontsize=10)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def main() -> None:

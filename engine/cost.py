@@ -2,8 +2,8 @@
 
 import torch
 
-from attacks.pgd import AttackSpec
 from engine.config import TrainConfig
+from engine.schedule import attack_spec
 from engine.steps import create_step
 from losses import create_objective
 from losses.base import FROZEN_PASSES
@@ -22,16 +22,16 @@ def step_gflop(config: TrainConfig, num_classes: int, height: int, width: int) -
         objective = create_objective(config.method, num_classes, **config.parameters)
         if objective.bn_sets > 1:
             add_second_batchnorms(student)
-        objective.moves = None  # as if every image took every step of the attack
         guided = {"guide", *FROZEN_PASSES} & set(objective.passes)
         guide = create_model(config.guide, num_classes) if guided else None
         nets = [net for net in (student, guide) if net is not None]
         optimizer = torch.optim.SGD([p for net in nets for p in net.parameters()], lr=config.lr)
-        attack = AttackSpec(config.epsilon, config.step_size, config.num_steps, config.norm, objective.start)
+        attack = attack_spec(config, objective.start, config.epochs)
         weights = (1.0, config.augment_view_weight)
         step = create_step(
             student, guide, objective, optimizer, attack, awp_gamma=config.awp_gamma, view_weights=weights
         )
+        objective.moves = None  # as if every image took every step of the attack
         x, y = torch.empty(BATCH, 3, height, width), torch.zeros(BATCH, dtype=torch.int64)
         with FlopCounter() as counter:
             step([x] * max(objective.views, 1 + (config.augment_view_weight > 0)), y)

@@ -1,17 +1,14 @@
 """Training curves of a run: curves.png."""
 
-import matplotlib
-
-matplotlib.use("Agg")
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
+import matplotlib
+from matplotlib.figure import Figure
 
 from engine.logger import terms_of
 
-plt.rcParams["text.parse_math"] = False  # a $ in a name is a $
 SERIES = {
     "student_clean": "student, clean",
     "student_robust": "student, PGD-20",
@@ -21,10 +18,12 @@ SERIES = {
 }
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # a $ in a name is a $
 def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw losses, accuracies and learning rate against epochs, from the entries of metrics.jsonl, at least one."""
     epochs = [m["epoch"] for m in metrics]
-    figure, (losses, accuracies, rates) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    losses, accuracies, rates = figure.subplots(1, 3)
 
     losses.plot(epochs, [m["loss"] for m in metrics], "k.-", label="sum")
     for term in dict.fromkeys(name for m in metrics for name in terms_of(m)):
@@ -54,4 +53,3 @@ def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     losses.legend(fontsize="small")
     accuracies.legend(fontsize="small", loc="best")
     figure.savefig(path, dpi=110)
-    plt.close(figure)

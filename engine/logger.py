@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ CHOSEN_ON_TEST = (
     "images instead; last.pt involves no choice"
 )
 SECONDS_BETWEEN_PLOTS = 30.0
+DECAYING = ("multistep", "piecewise")  # schedules that --decay-epochs is for
 
 
 class Logger:
@@ -98,10 +100,10 @@ class Logger:
             self.info("tf32 changes nothing on a CPU")
         if "CPU" in settings["hardware"] and (sentence := slow_precision(config.precision, torch.device("cpu"))):
             self.info(f"warning: {sentence}")
-        late = [epoch for epoch in config.decay_epochs if epoch > config.epochs]
-        if config.schedule == "multistep" and late:
+        late = ", ".join(f"{epoch:g}" for epoch in config.decay_epochs if epoch > config.epochs)
+        if config.schedule in DECAYING and late:
             self.info(
-                f"warning: the learning rate does not decay at {', '.join(map(str, late))}, after the last epoch "
+                f"warning: the learning rate does not decay at {late}, after the last epoch "
                 f"{config.epochs}: --decay-epochs 3/4,9/10 sets the decays as parts of the run"
             )
         if split == "test":
@@ -218,11 +220,9 @@ class _Output(logging.StreamHandler):
 def describe_run(config: TrainConfig, guided: bool, images: int) -> str:
     """Everything that is trained, in one line."""
     parameters = ", ".join(f"{name} {value:g}" for name, value in config.parameters.items())
-    decays = (
-        f", divided by 10 at epochs {', '.join(map(str, config.decay_epochs))}"
-        if config.schedule == "multistep"
-        else ""
-    )
+    factors = config.decay_factors if config.schedule == "multistep" else ()
+    decays = zip(config.decay_epochs if config.schedule in DECAYING else (), factors or repeat(0.1), strict=False)
+    decayed = "".join(f", times {factor:g} from epoch {epoch:g}" for epoch, factor in decays)
     step = f"{config.step_ratio:g} epsilon" if config.step_ratio else format_epsilon(config.step_size)
     held_out = f"{config.val_size} held-out" if config.val_size else "test"
     parts = [
@@ -234,7 +234,7 @@ def describe_run(config: TrainConfig, guided: bool, images: int) -> str:
         f"{config.extra_fraction:.0%} of each batch from {config.extra_data}" if config.extra_data else "",
         f"augmentation {config.augment}" if config.augment != "none" else "",
         f"{config.epochs} epochs of batches of {config.batch_size}",
-        f"lr {config.lr:g} {config.schedule}{decays}",
+        f"lr {config.lr:g} {config.schedule}{decayed}",
         f"momentum {config.momentum:g}",
         f"weight decay {config.weight_decay:g}",
         f"{config.norm} epsilon {format_epsilon(config.epsilon)}, {config.num_steps} attack steps of {step}",

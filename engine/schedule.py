@@ -42,6 +42,8 @@ def learning_rate(config: TrainConfig, epoch: int, done: float = 0.5, updates: i
         return one_cycle(config, epoch, done, updates, config.lr / 25, config.lr, config.lr / 250_000)
     if config.schedule == "piecewise":
         return config.lr / 10 ** sum(epoch - 1 + done >= decay - 1 for decay in config.decay_epochs)
+    if config.schedule != "multistep":
+        raise ValueError(f"no learning rate for the schedule {config.schedule!r}")
     if epoch == 1 and config.warmup_factor != 1:
         return config.lr * config.warmup_factor
     if config.decay_factors:

@@ -20,7 +20,7 @@ from evaluation.results import PerImageResults
 from utils.device import ieee_products
 from utils.errors import ensure_writable
 from utils.files import lock_folder
-from utils.options import parse_epsilon, require
+from utils.options import COMPILE, parse_epsilon, require
 
 STATE = "evaluate.state.npz"
 
@@ -93,6 +93,7 @@ def evaluate(
         raise ValueError("x must be in [0, 1]; put normalization into the model")
     if plain and (precision != "fp32" or compile == "on"):
         raise ValueError("plain runs the official front end in fp32, uncompiled: leave precision and compile out")
+    require(compile in COMPILE, f"compile {compile!r}: choose {', '.join(COMPILE)}")
     require(version in VERSIONS, f"unknown version {version!r}: choose {', '.join(VERSIONS)}")
     require((version == "custom") == bool(attacks), "attacks go with version='custom', and only with it")
     epsilon = parse_epsilon(epsilon, norm=norm)

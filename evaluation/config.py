@@ -1,15 +1,16 @@
 """Settings of eval_autoattack.py and its flags."""
 
+import dataclasses
 from dataclasses import dataclass
 
 from models.normalize import parse_normalization
 from utils.options import (
     COMPILE,
-    LARGEST_BATCH,
     PRECISIONS,
     CommonConfig,
     Parser,
     apply_num_classes,
+    check_range,
     option,
     parse_epsilon,
     require,
@@ -66,7 +67,7 @@ class EvalConfig(CommonConfig):
         "attack",
         parse=split_list,
     )
-    batch_size: int = option(250, "images a chunk; the random starts depend on it", "attack")
+    batch_size: int = option(250, "images a chunk; the random starts depend on it", "attack", at_least=1)
     precision: str = option(
         "fp32", "arithmetic of the attacks; what they find is always checked in fp32", choices=PRECISIONS
     )
@@ -77,7 +78,7 @@ class EvalConfig(CommonConfig):
     )
     plain: bool = option(False, "run the official front end on the untouched network: slower, for comparison", "attack")
     cross_checks: int = option(
-        0, "check the first N images for gradient masking: pass or fail, with figures", "evaluation"
+        0, "check the first N images for gradient masking: pass or fail, with figures", "evaluation", at_least=0
     )
     save_adv: str = option(
         "", "FILE.npz for the adversarial images, float32 within epsilon of the clean ones", "output"
@@ -97,7 +98,7 @@ class EvalConfig(CommonConfig):
         nargs="+",
         metavar="JSON",
     )
-    n_examples: int = option(0, "attack only the first N test images; 0 is all", "data")
+    n_examples: int = option(0, "attack only the first N test images; 0 is all", "data", at_least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,13 +106,12 @@ class EvalConfig(CommonConfig):
         object.__setattr__(self, "epsilons", tuple(radii))
         if self.normalize != "auto":
             parse_normalization(self.normalize)
-        require(self.batch_size >= 1, f"--batch-size {self.batch_size} must be from 1 to {LARGEST_BATCH}")
+        for f in dataclasses.fields(self):
+            check_range(f, getattr(self, f.name))
         require(
             not self.plain or (self.precision, self.compile) in (("fp32", "auto"), ("fp32", "off")),
             "--plain is fp32 without torch.compile: leave out --precision and --compile",
         )
-        require(self.cross_checks >= 0, f"--cross-checks {self.cross_checks} must be 0 (none) or more")
-        require(self.n_examples >= 0, f"--n-examples {self.n_examples} must be 0 (all) or more")
         require(
             (self.version == "custom") == bool(self.attacks), "--attacks goes with --version custom, and only with it"
         )

@@ -10,7 +10,7 @@ from evaluation.config import EvalConfig
 from evaluation.published import require_wide_resnet
 from evaluation.target import LoadedModel
 from models.weights import plain_state
-from report.page import attacks_table, origin_table, suite_name
+from report.page import LEADERBOARD_IMAGES, attacks_table, origin_table, suite_name
 from report.render import render
 from report.tables import Table
 from utils.errors import UserError, ensure_writable
@@ -18,7 +18,6 @@ from utils.files import file_hash, save_atomically, write_atomically
 
 LEADERBOARDS = {("cifar10", "linf"): "8/255", ("cifar100", "linf"): "8/255", ("cifar10", "l2"): "0.5"}
 LISTED_WITH_A_FOOTNOTE = "0.031"  # instead of 8/255, as LBGAT and TRADES are
-LEADERBOARD_IMAGES = 10_000
 
 
 def check_destinations(config: EvalConfig, model: str, dataset: str, normalize: str = "none") -> None:

@@ -1,10 +1,8 @@
 """From per-image results to the accuracies of autoattack.json, its fingerprint, and the files that hold them."""
 
 import hashlib
-import importlib.metadata
 import itertools
 import json
-import platform
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ from evaluation.target import LoadedModel
 from utils.errors import UserError
 from utils.files import add_checksum, write_atomically
 from utils.options import format_epsilon
+from utils.provenance import NOT_INSTALLED, versions
 from utils.statistics import accuracy_interval
 
 FILES = (
@@ -34,14 +33,11 @@ UNITS = (
 
 def package_versions(suite: Suite) -> dict[str, str]:
     """Return the versions of everything that a verdict may depend on."""
-    versions = {"python": platform.python_version()}
-    for name in ("torch", "torchvision", "numpy", suite.package.__name__):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            module = suite.package if name == suite.package.__name__ else None
-            versions[name] = getattr(module, "__version__", "unknown" if module else "not installed")
-    return versions
+    package = suite.package.__name__
+    found = versions("torch", "torchvision", "numpy", package)
+    if found[package] == NOT_INSTALLED:  # imported from a folder
+        found[package] = getattr(suite.package, "__version__", "unknown")
+    return found
 
 
 def fingerprint(

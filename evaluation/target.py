@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from datasets import Dataset, load_dataset
@@ -83,8 +82,7 @@ def check_network(loaded: LoadedModel, data: Dataset) -> None:
         UserError: it does not.
     """
     if is_custom(loaded.name):
-        image = torch.from_numpy(data.x_test[:2]).permute(0, 3, 1, 2).float().contiguous() / 255
-        check_outputs(loaded.name, loaded.model.eval(), data.num_classes, image)
+        check_outputs(loaded.name, loaded.model.eval(), data.num_classes, data.test(2)[0])
 
 
 def load_data(config: EvalConfig, loaded: LoadedModel) -> Dataset:

@@ -17,7 +17,6 @@ class BackwardSmoothing(TRADES):
     tag = "bs{beta:g}"
     start = "clean"
     passes = ("nat", "adv")
-    awp_passes = ()
     source = "Chen et al., Efficient Robust Training via Backward Smoothing, AAAI 2022"
 
     def first_inner(self, adv_logits: Tensor, nat_logits: Tensor, y: Tensor, u: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from utils.errors import UserError
 
 FROZEN_PASSES = ("helper", "frozen")
+PASSES = ("adv", "nat", "guide", "far", *FROZEN_PASSES)
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ class Objective(nn.Module):
         bn_momentum: BatchNorm's momentum, but in the first update, where it is 1; 0 leaves the network's.
         bn_sets: how many sets of BatchNorm layers the student has, which share all other weights.
         views: how many views of each image the method needs, the second and later ones augmented; see ``step``.
-        awp_passes: the passes in a run with adversarial weight perturbation; ``passes`` where empty.
+        awp_passes: the passes in a run with adversarial weight perturbation; ``passes`` where empty. A class with
+            ``passes`` of its own does not inherit them.
         step: which training step runs the method; see ``engine.steps.STEPS``.
         source: the paper, for ``--help`` and reports.
     """
@@ -108,6 +110,10 @@ class Objective(nn.Module):
     bn_sets: ClassVar[int] = 1
     views: ClassVar[int] = 1
     source: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        if "passes" in vars(cls) and "awp_passes" not in vars(cls):
+            cls.awp_passes = ()
 
     def __init__(self, num_classes: int = 0, label_smoothing: float = 0.0, **values: float):
         super().__init__()
@@ -161,7 +167,7 @@ class Objective(nn.Module):
 
     def begin_epoch(self, epoch: int) -> None:
         """Called at the start of each epoch (1, 2, ...), and when a run resumes in it: sets what depends on the epoch
-        alone, in place or as a value that no CUDA graph holds."""
+        alone: a number in an attribute, or a tensor changed in place."""
 
     def end_epoch(self) -> None:
         """Called once after the last step of each epoch."""

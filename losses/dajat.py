@@ -25,21 +25,20 @@ class DAJAT(TRADES):
     tag = "dajat{beta:g}"
     step = "joint-views"
     passes = ("nat", "adv")  # of each view
-    awp_passes = ()
     bn_sets = 2
     views = 3
     source = "Addepalli, Jain and Babu, Efficient and Effective Augmentation Strategy for Adversarial Training, " \
         "NeurIPS 2022"  # fmt: skip
 
     def outer(self, logits: Mapping[str, Tensor], y: Tensor) -> dict[str, Tensor]:
-        nat, adv = ([logits[f"{kind}{i}"] for i in ("", 2, 3)] for kind in ("nat", "adv"))
+        nat, adv = ([logits[f"{kind}{i}"] for i in ("", *range(2, self.views + 1))] for kind in ("nat", "adv"))
         labels = smooth_labels(y, nat[0], self.label_smoothing)
         p = [value.softmax(1) for value in nat]
-        mean = (sum(p) / 3).clamp(1e-7, 1).log()
+        mean = (sum(p) / self.views).clamp(1e-7, 1).log()
         return {
-            "ce": sum(F.cross_entropy(value, labels) for value in nat) / 3,
-            "kl": self.beta * sum(kl_per_image(n, a).mean() for n, a in zip(nat, adv, strict=True)) / 3,
-            "js": self.js * sum(F.kl_div(mean, q, reduction="batchmean") for q in p) / 3,
+            "ce": sum(F.cross_entropy(value, labels) for value in nat) / self.views,
+            "kl": self.beta * sum(kl_per_image(n, a).mean() for n, a in zip(nat, adv, strict=True)) / self.views,
+            "js": self.js * sum(F.kl_div(mean, q, reduction="batchmean") for q in p) / self.views,
         }
 
     def perturbed_loss(self, logits: Mapping[str, Tensor], y: Tensor) -> Tensor:

@@ -58,7 +58,6 @@ class FATTRADES(Friendly, TRADES):
     tau_rises_after = (30, 50, 70)
     start = "gaussian-clamped"
     passes = ("nat", "adv")
-    awp_passes = ()
     source = SOURCE
 
 

@@ -20,7 +20,6 @@ class HAT(TRADES):
     )
     tag = "hat{beta:g}"
     passes = ("nat", "adv", "far", "helper")
-    awp_passes = ()
     source = "Rade and Moosavi-Dezfooli, Reducing Excessive Margin to Achieve a Better Accuracy vs. Robustness " \
         "Trade-off, ICLR 2022"  # fmt: skip
 

@@ -24,7 +24,6 @@ class WATRADES(TRADES):
     start = "uniform"
     attack_mode = "batch"
     passes = ("nat", "adv")
-    awp_passes = ()
     source = (
         "Gowal et al., Uncovering the Limits of Adversarial Training against Norm-Bounded Adversarial Examples, 2020"
     )

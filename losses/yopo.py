@@ -39,5 +39,4 @@ class TRADESYOPO(TRADES):
     tag = "trades-yopo{full_passes:g}"
     step = "trades-yopo"
     passes = ("nat", "adv")
-    awp_passes = ()
     source = SOURCE

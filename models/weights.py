@@ -103,13 +103,6 @@ def is_state(content: Any) -> bool:
     )
 
 
-def student_state(content: Any, path: str | Path) -> dict[str, Tensor]:
-    """The student's plain state dict in a loaded file; see ``models.checkpoint.find_weights``."""
-    from models.checkpoint import find_weights
-
-    return find_weights(content, path).state
-
-
 def load_strictly(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
     """Fill the model; every name, shape and kind of number must fit. Half precision becomes the model's.
 
@@ -157,11 +150,11 @@ def check_fits(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> 
         )
 
 
-def _enumerate(names: list[str], most: int = 8) -> str:
+def _enumerate(names: list[str]) -> str:
+    """The first eight, and how many more there are."""
     if not names:
         return "nothing"
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def infer_architecture(state: dict[str, Tensor]) -> tuple[str | None, int | None]:

@@ -1,4 +1,4 @@
-"""Draw the pictures of an evaluation; the only module of this room that needs matplotlib."""
+"""Draw the pictures of evaluations, trainings and sweeps."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +12,12 @@ from matplotlib.figure import Figure
 
 from utils.statistics import accuracy_interval
 
-matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
+plain_text = matplotlib.rc_context({"text.parse_math": False})  # a $ in a name is a $
 CLEAN, ROBUST = "#a6c8e4", "#0b5394"
 ERROR_BARS = {"ecolor": "#e07b00", "elinewidth": 1, "capsize": 2}
 
 
+@plain_text
 def plot_triples(
     x: np.ndarray,
     x_adv: np.ndarray,
@@ -48,6 +49,7 @@ def plot_triples(
     _save(figure, file)
 
 
+@plain_text
 def plot_classes(classes: list[dict[str, Any]], file: Path | BinaryIO) -> None:
     """Draw clean and robust accuracy of each class as bars, in two columns if there are many.
 
@@ -77,6 +79,7 @@ def plot_classes(classes: list[dict[str, Any]], file: Path | BinaryIO) -> None:
     _save(figure, file)
 
 
+@plain_text
 def plot_epsilons(curves: dict[str, tuple[list[dict[str, Any]], int]], norm: str, file: Path | BinaryIO) -> None:
     """Draw robust accuracy with its 95% interval against epsilon, from the clean accuracy at 0.
 
@@ -90,6 +93,7 @@ def plot_epsilons(curves: dict[str, tuple[list[dict[str, Any]], int]], norm: str
     _save(figure, file)
 
 
+@plain_text
 def plot_comparison(reports: dict[str, dict[str, Any]], file: Path | BinaryIO) -> None:
     """Draw clean and robust accuracy of several networks as bars with 95% intervals and, where all have a curve, these
     over epsilon.
@@ -152,6 +156,7 @@ def _save(figure: Figure, file: Path | BinaryIO) -> None:
     figure.savefig(file, format="png", dpi=160)
 
 
+@plain_text
 def plot_runs(runs: dict[str, list[dict[str, Any]]], file: Path | BinaryIO) -> None:
     """Draw loss, clean and PGD-20 accuracy of several training runs against the epoch.
 
@@ -172,6 +177,7 @@ def plot_runs(runs: dict[str, list[dict[str, Any]]], file: Path | BinaryIO) -> N
     _save(figure, file)
 
 
+@plain_text
 def plot_sweep(groups: dict[str, dict[str, list[float]]], file: Path | BinaryIO) -> None:
     """Draw the accuracies of a sweep: a point for each run, and mean and standard deviation of each group.
 

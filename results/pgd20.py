@@ -7,10 +7,10 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from datasets import load_dataset
+from datasets.loader import to_device
 from engine.validate import clean_accuracy, pgd_accuracy
 from models.accelerate import AcceleratedModel, choose_acceleration
 from models.checkpoint import load_network
@@ -28,8 +28,7 @@ def measure(
     content = load_file(checkpoint)
     config = content["config"]
     data = load_dataset(config["dataset"], data_dir)
-    images = torch.from_numpy(np.ascontiguousarray(data.x_test.transpose(0, 3, 1, 2))).to(device)
-    labels = torch.from_numpy(data.y_test).long().to(device)
+    images, labels = to_device(data.x_test, data.y_test, device)
     model = load_network(content, checkpoint).model.to(device)
     network = AcceleratedModel(model, choose_acceleration(device, "off", 0), set_precision(precision, device))
     return {

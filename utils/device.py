@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from utils.errors import UserError
+from utils.options import PRECISIONS, require
 
 
 def choose_device(name: str) -> torch.device:
@@ -36,7 +37,11 @@ def set_precision(precision: str, device: torch.device) -> Callable[[], Abstract
 
     fp32 is IEEE float32 throughout. tf32 lets CUDA's matrix units round the inputs of products to 10 bits of mantissa
     (no effect on a CPU). bf16 runs convolutions and products in bfloat16 by autocast; weights stay float32.
+
+    Raises:
+        UserError: another precision.
     """
+    require(precision in PRECISIONS, f"precision {precision!r}: choose {', '.join(PRECISIONS)}")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "fp32"
     return partial(torch.autocast, device.type, torch.bfloat16) if precision == "bf16" else nullcontext
 

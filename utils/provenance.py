@@ -13,17 +13,18 @@ from utils.device import describe
 
 # Beside the settings in config.json.
 PROVENANCE = ("hardware", "processes", "threads", "versions", "commit", "dirty", "command")
+NOT_INSTALLED = "not installed"
 PACKAGES = ("torch", "torchvision", "numpy", "pyautoattack")
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result may depend on."""
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of Python and of these packages, or of those that a result may depend on."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in packages or PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
+            found[name] = NOT_INSTALLED
     return found
 
 

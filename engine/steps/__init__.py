@@ -1,7 +1,7 @@
 """Training steps: the work on one batch, and the wrappers that make any step fast.
 
-A step gets one batch at a time, and no epochs, files or flags. To add one, write a file with a class of this contract
-and name it in ``STEPS``; a method chooses it by ``Objective.step``.
+A step gets one batch at a time, and no epochs, files or flags. To add one, write a file with a subclass of
+``StandardStep`` and name it in ``STEPS``; a method chooses it by ``Objective.step``.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from engine.steps.joint_views import JointViewsStep
 from engine.steps.local import LocalStatistics
 from engine.steps.standard import StandardStep
 from engine.steps.yopo import TRADESYOPOStep, YOPOStep
-from losses.base import Objective
+from losses.base import PASSES, Objective
 from models.accelerate import AcceleratedModel, AccelerationConfig, is_known
 from models.batchnorm import synchronise_batch_norm
 from utils.distributed import ProcessGroup
@@ -29,14 +29,16 @@ OF_THE_ATTACK = ("inner_uses_guide", "moves", "first_inner", "step_noise")  # of
 
 
 class Step(Protocol):
-    """What the training loop needs of a step.
+    """What the training loop needs of a step. ``create_step`` needs more of a class: the class attributes ``ignores``
+    and ``own_attack``, and the arguments of ``StandardStep``.
 
     Attributes:
         student, guide: the networks that it trains; guide is None where the method has none.
         updates_per_batch: optimizer steps a batch; schedules that count updates need it.
         capturable: whether everything up to the gradients may become a CUDA graph with the present settings: fixed
             work, no wait for the device, no random numbers but those of the attack's start. Such a step also has
-            ``attack``, ``optimizer``, ``draw_starts`` and ``up_to_gradients``; see ``StandardStep``.
+            ``objective``, ``attack``, ``optimizer``, ``x_adv``, ``draw_starts`` and ``up_to_gradients``; see
+            ``StandardStep``.
     """
 
     student: AcceleratedModel
@@ -80,6 +82,24 @@ STEPS: dict[str, Callable[..., Step]] = {
 }
 
 
+def check_method(
+    objective: Objective, step: Callable[..., Step], guide: nn.Module | None, optimizer: torch.optim.Optimizer
+) -> None:
+    """Raises: UserError: a member of the objective is misspelt, or without effect in its step, guide or optimizer."""
+    name = type(objective).__name__
+    for declared in (*objective.passes, *objective.awp_passes, *objective.after_update):
+        kind, *suffix = declared.split(".", 1)
+        if kind not in PASSES or suffix not in ([], ["no_grad"]):
+            raise UserError(f"{name} has a pass {declared!r}: choose {', '.join(PASSES)}, with .no_grad or without")
+    ignored = (*step.ignores, *(OF_THE_ATTACK if step.own_attack else ()))
+    if unused := [member for member in ignored if getattr(type(objective), member) != getattr(Objective, member)]:
+        raise UserError(f"{name}.{unused[0]} has no effect in the step {objective.step!r}: remove it")
+    if objective.inner_uses_guide and guide is None:
+        raise UserError(f"the attack of {name} uses a guide, and no pass of it does: add one to passes")
+    if (objective.bn_momentum or getattr(objective, "wide", 0)) and not optimizer.defaults.get("momentum"):
+        raise UserError(f"{name} tells its first update by the momentum it leaves: set --momentum above 0")
+
+
 def create_step(
     student: nn.Module,
     guide: nn.Module | None,
@@ -114,25 +134,22 @@ def create_step(
         UserError: settings, or members of the objective, that its step has no use for.
     """
     chosen = STEPS[objective.step]
-    name, method = objective.step, type(objective)
-    ignored = (*chosen.ignores, *(OF_THE_ATTACK if chosen.own_attack else ()))
-    if unused := [member for member in ignored if getattr(method, member) != getattr(Objective, member)]:
-        raise UserError(f"{method.__name__}.{unused[0]} has no effect in the step {name!r}: remove it")
-    if objective.inner_uses_guide and guide is None:
-        raise UserError(f"the attack of {method.__name__} uses a guide, and no pass of it does: add one to passes")
+    check_method(objective, chosen, guide, optimizer)
     if chosen.own_attack and attack.norm != "linf":
-        raise UserError(f"--norm {attack.norm} is not for {name}: its attack is of l-inf")
+        raise UserError(f"--norm {attack.norm} is not for {objective.step}: its attack is of l-inf")
     if chosen.own_attack and (awp_gamma or any(view_weights[1:]) or accumulate > 1):
-        raise UserError(f"--awp-gamma, --augment-view-weight and --accumulate are not for {name}: leave them out")
-    if not optimizer.defaults["momentum"] and (objective.bn_momentum or getattr(objective, "wide", 0)):
-        raise UserError(f"{method.__name__} tells its first update by the momentum it leaves: set --momentum above 0")
+        raise UserError(
+            f"--awp-gamma, --augment-view-weight and --accumulate are not for {objective.step}: leave them out"
+        )
     if objective.bn_sets > 1:  # a compiled forward holds on to one set
         acceleration = replace(acceleration, compile_batch_size=0, cuda_graphs=False)
     # Where the shapes stay the same, let cuDNN time its algorithms once.
     torch.backends.cudnn.benchmark = not (objective.moves or torch.are_deterministic_algorithms_enabled())
     if group.size > 1 and batch_norm == "synchronised":
         if objective.moves and objective.attack_mode != "eval":  # one process would wait for another's statistics
-            raise UserError(f"an attack of {method.__name__} may stop early in one process: add --batch-norm local")
+            raise UserError(
+                f"an attack of {type(objective).__name__} may stop early in one process: add --batch-norm local"
+            )
         for net in filter(None, (student, guide)):
             if any(p.requires_grad for p in net.parameters()):
                 synchronise_batch_norm(net, group)

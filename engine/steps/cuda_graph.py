@@ -56,8 +56,8 @@ class GraphedStep:
     """A step whose work up to the gradients, attack included, is replayed as one CUDA graph.
 
     Other batch sizes, and a step that is not ``capturable``, run as they are. The graph is captured anew when the
-    attack changes. Everything else is the wrapped step's. The networks must do nothing in Python that changes from one
-    batch to the next.
+    attack, or a number in an attribute of the objective, changes. Everything else is the wrapped step's. The networks
+    must do nothing in Python that changes from one batch to the next.
 
     Args:
         batch_size: of the batches that are replayed.
@@ -82,9 +82,9 @@ class GraphedStep:
             return self.step(views, y, generator)
         views = [self.step.student.in_memory_order(x) for x in views]
         starts = self.step.draw_starts(views, generator)
-        if self._key != (self.step.attack, len(views)):
+        if self._key != (key := (self.step.attack, len(views), self._numbers())):
             self._release()  # before the new one takes memory
-            self._key = self.step.attack, len(views)
+            self._key = key
             self._capture(y, views, starts)
         if self._graph is None:
             terms = self.step.up_to_gradients(y, views, starts)
@@ -114,6 +114,10 @@ class GraphedStep:
             self.step.optimizer.zero_grad(set_to_none=True)
             self.step.x_adv.clear()
             self._key, self._graph, self._gradients = None, None, []
+
+    def _numbers(self) -> dict[str, float]:
+        """What a method may change from epoch to epoch, and a graph would hold on to."""
+        return {name: value for name, value in vars(self.step.objective).items() if isinstance(value, (int, float))}
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.step.optimizer.param_groups for parameter in group["params"]]

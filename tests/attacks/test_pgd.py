@@ -294,3 +294,9 @@ def test_clip_has_no_gradient_at_the_bounds_whatever_the_version():
     assert torch.equal(clipped, x.clamp(0, 1))
     clipped.sum().backward()
     assert x.grad.tolist() == [0, 0, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(("norm", "start"), [("Linf", "clean"), ("linf", "gauss")])
+def test_an_unknown_norm_or_start_is_refused(norm, start):
+    with pytest.raises(ValueError, match=r"'(Linf|gauss)': choose (linf, l2|gaussian, gaussian-clamped)"):
+        AttackSpec(8 / 255, 2 / 255, 10, norm, start)

@@ -17,7 +17,7 @@ from engine.stopping import Stopped
 from engine.trainer import Trainer
 from losses import METHODS
 from models import create_model
-from models.weights import student_state
+from models.checkpoint import find_weights
 from utils.errors import UserError
 
 RUN = {
@@ -138,7 +138,7 @@ def test_average_of_a_run_is_evaluated_and_saved(tmp_path, monkeypatch, trainer,
     average = saved(tmp_path / "run", "average-epoch003.pt")
     torch.testing.assert_close(average["fc.weight"], expected)
     assert all(torch.equal(average[k], v) for k, v in run.average.model.state_dict().items())
-    assert_same_weights(student_state(saved(tmp_path / "run", "last.pt"), "last.pt"), average)  # what is evaluated
+    assert_same_weights(find_weights(saved(tmp_path / "run", "last.pt"), "last.pt").state, average)  # what is evaluated
     assert torch.equal(saved(tmp_path / "run", "student-epoch003.pt")["fc.weight"], seen[-1]["fc.weight"])
     best = saved(tmp_path / "run", "best.pt")
     assert best["best"]["chosen_by"] == "average_robust"

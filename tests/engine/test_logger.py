@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from engine import logger
-from engine.logger import Logger, Pace, read_metrics
+from engine.config import TrainConfig
+from engine.logger import Logger, Pace, describe_run, read_metrics
 from engine.train_state import Progress
 from engine.trainer import Trainer
 from tests.helpers import ROOT, tiny_run
@@ -113,3 +114,17 @@ def test_the_time_left_counts_steps_of_this_process_alone(monkeypatch):
         pace.add(2.0)
     now[0] += 3 * 2.0 + 4.0  # and 4 s of evaluation
     assert pace.seconds_left(2) == 3 * (10 * 2.0 + 4.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"decay_epochs": (76, 91)}, "lr 0.1 multistep, times 0.1 from epoch 76, times 0.1 from epoch 91, momentum"),
+        ({"decay_epochs": (6, 9), "decay_factors": (0.1, 0.5)}, "times 0.1 from epoch 6, times 0.5 from epoch 9, mom"),
+        ({"schedule": "piecewise", "decay_epochs": (2.5,)}, "lr 0.1 piecewise, times 0.1 from epoch 2.5, momentum"),
+        ({"decay_epochs": ()}, "lr 0.1 multistep, momentum"),
+        ({"schedule": "cosine"}, "lr 0.1 cosine, momentum"),
+    ],
+)
+def test_the_opening_tells_each_decay(changes, text):
+    assert text in describe_run(TrainConfig(**changes), False, 48)

@@ -103,3 +103,10 @@ def test_cosine_from_lr_and_the_decay_factors_of_fat():
     fat = TrainConfig(warmup_factor=1, decay_epochs=(60, 90, 110), decay_factors=(0.1, 0.1, 0.5), epochs=120)
     assert [learning_rate(fat, e) for e in (59, 60, 90, 110)] == pytest.approx([0.1, 0.01, 0.001, 0.0005])
     assert momentum(fat, 60) == 0.9
+
+
+def test_a_schedule_without_a_rate_is_an_error():
+    config = TrainConfig()
+    object.__setattr__(config, "schedule", "poly")  # as if it were only listed
+    with pytest.raises(ValueError, match="no learning rate for the schedule 'poly'"):
+        learning_rate(config, 1)

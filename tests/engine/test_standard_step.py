@@ -13,7 +13,7 @@ from benchmarks.train_step import measure, parse
 from engine.steps import create_step
 from engine.steps.cuda_graph import GraphedStep
 from engine.validate import clean_accuracy
-from losses import create_objective
+from losses import METHODS, create_objective
 from models import create_model
 from models.accelerate import NO_ACCELERATION, AcceleratedModel, AccelerationConfig, choose_acceleration, warn_once
 from tests.helpers import new_tiny_net, run_step
@@ -208,6 +208,24 @@ def test_a_failing_capture_falls_back_to_separate_kernels(monkeypatch, _no_warni
         losses, _ = steps(AccelerationConfig(compile_batch_size=16, cuda_graphs=True))
     assert losses == steps(AccelerationConfig())[0]
     assert len(tried) == 1  # not again when the attack changes
+
+
+def test_the_graph_follows_a_number_that_the_method_changes(monkeypatch):
+    class Ramp(METHODS["trades"]):
+        def begin_epoch(self, epoch):
+            self.beta = float(epoch)
+
+    monkeypatch.setattr("engine.steps.cuda_graph.Graphed", NoGraph)
+    x, y, start = batch(16, torch.float64)
+    terms, captured = [], NoGraph.captured
+    for graphed in (False, True):
+        net, objective = new_tiny_net(4, 1).double(), Ramp()
+        step = create_step(net, None, objective, torch.optim.SGD(net.parameters(), 0.0), ATTACK)
+        step = GraphedStep(step, 16) if graphed else step
+        for epoch in (1, 1, 1, 1, 2, 2, 3):
+            objective.begin_epoch(epoch)
+            terms.append(run_step(step, [x], y % 4, [start])["kl"].item())
+    assert terms[7:] == pytest.approx(terms[:7], rel=1e-12) and NoGraph.captured - captured == 3
 
 
 class Foreign(torch.nn.Module):

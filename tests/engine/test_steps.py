@@ -1,14 +1,18 @@
 """The contract of a training step, and what the trainer hands to it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from attacks.pgd import AttackSpec, frozen, perturb
 from engine.config import TrainConfig
+from engine.cost import step_gflop
 from engine.steps import create_step
 from engine.trainer import Trainer
 from losses import create_objective
 from losses.lbgat import LBGAT
+from losses.trades import TRADES
 from models import create_model
 from tests.helpers import new_tiny_net
 from utils.distributed import ProcessGroup
@@ -173,3 +177,34 @@ def test_the_mode_of_the_attacked_network(mode, tracked):
     torch.testing.assert_close(out, expected)
     assert net.num_batches_tracked == tracked and torch.equal(net.running_mean, before) == (tracked == 0)
     assert net.training and net.track_running_stats and net.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("member", "passes", "wrong"),
+    [("passes", ("nat", "advs"), "advs"), ("awp_passes", ("adv.nograd",), "adv.nograd"), ("passes", ("far.",), "far.")],
+)
+def test_a_misspelt_pass_is_refused(member, passes, wrong):
+    method = type("Mine", (LBGAT,), {member: passes})
+    net = new_tiny_net(4, 1)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    with pytest.raises(UserError, match=f"^Mine has a pass '{wrong}': choose adv, nat, guide, far, helper, frozen"):
+        create_step(net, net, method(), optimizer, ATTACK)
+
+
+def test_a_method_with_passes_of_its_own_does_not_inherit_those_of_weight_perturbation():
+    class Mine(TRADES):
+        passes = ("nat", "adv")
+
+    class Named(TRADES):
+        tag = "named"
+
+    assert TRADES.awp_passes == Named.awp_passes == ("adv", "nat") and Mine.awp_passes == ()
+
+
+def test_counting_the_cost_leaves_the_choice_of_cudnns_algorithms():
+    """Batches of FAT shrink within a step: for each size cuDNN would time its algorithms anew."""
+    config = TrainConfig(method="fat", student="wrn-10-1")
+    of_at = step_gflop(replace(config, method="at", parameters={}), 10, 32, 32)
+    assert torch.backends.cudnn.benchmark
+    assert step_gflop(config, 10, 32, 32) == of_at
+    assert not torch.backends.cudnn.benchmark

@@ -27,8 +27,8 @@ def test_published_evaluation_flags():
 
 def test_impossible_evaluation_settings():
     for line, message in {
-        "--batch-size 0": "--batch-size 0 must be from 1 to 1000000",
-        "--n-examples -1": "--n-examples -1 must be 0",
+        "--batch-size 0": "--batch-size 0 must be at least 1",
+        "--n-examples -1": "--n-examples -1 must be 0 or more",
         "--version custom": "--attacks goes with --version custom",
         "--attacks square": "--attacks goes with --version custom",
         "--version fast": "invalid choice: 'fast'",

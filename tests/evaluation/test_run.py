@@ -280,7 +280,7 @@ def test_without_matplotlib_one_line_says_so(program, checkpoint, tmp_path, monk
         (["--epsilon", "eight"], "is not a number"),
         (["--epsilon", "8/0"], "is not a fraction"),
         (["--epsilons", "0,1e99999999"], "is not a number"),
-        (["--batch-size", "0"], "--batch-size 0 must be from 1 to 1000000"),
+        (["--batch-size", "0"], "--batch-size 0 must be at least 1"),
         (["--batch-size", str(2**63)], "must be from 1 to 1000000"),
         (["--batch-size", "auto"], "invalid int value: 'auto'"),
         (["--plain", "--precision", "bf16"], "--plain is fp32 without torch.compile"),

@@ -15,7 +15,8 @@ from evaluation.autoattack.attacked_model import AttackedModel
 from evaluation.autoattack.early_exit import margin
 from evaluation.autoattack.suite import LOGGER, STANDARD, SUITES, choose_attacks, find_package
 from models import create_model
-from models.weights import load_file, student_state
+from models.checkpoint import find_weights
+from models.weights import load_file
 from tests.helpers import ROOT, attacked, digits, official, short_package, short_run, suite, tiny, trained
 from utils.errors import UserError
 
@@ -25,7 +26,7 @@ QUICKSTART = str(ROOT / "checkpoints" / "quickstart-digits.pt")
 def quickstart():
     """The robust wrn-10-1 that ships."""
     model = create_model("wrn-10-1", 10)
-    model.load_state_dict(student_state(load_file(QUICKSTART), QUICKSTART))
+    model.load_state_dict(find_weights(load_file(QUICKSTART), QUICKSTART).state)
     return model.eval()
 
 

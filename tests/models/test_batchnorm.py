@@ -8,8 +8,9 @@ from torch import nn
 from models import create_model
 from models.batchnorm import SynchronisedBatchNorm2d, synchronise_batch_norm
 from models.batchnorm_sets import add_second_batchnorms, second_batchnorms
+from models.checkpoint import find_weights
 from models.fold import Folded
-from models.weights import infer_architecture, student_state
+from models.weights import infer_architecture
 from tests.helpers import new_tiny_net
 from utils.distributed import ProcessGroup
 from utils.errors import UserError
@@ -35,7 +36,7 @@ def test_the_second_set_is_used_within_its_context_alone():
         net.train()(x)
     assert torch.equal(net.eval()(x), first)
     assert [net.bn1.num_batches_tracked, net.bn1.auto.num_batches_tracked] == [0, 1]
-    assert student_state(net.state_dict(), "net.pt").keys() == plain.keys()
+    assert find_weights(net.state_dict(), "net.pt").state.keys() == plain.keys()
 
 
 def test_swish_wideresnet():

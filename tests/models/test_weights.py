@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from models import create_model
-from models.checkpoint import load_network
-from models.weights import infer_architecture, load_file, load_strictly, student_state
+from models.checkpoint import find_weights, load_network
+from models.weights import infer_architecture, load_file, load_strictly
 from models.wideresnet import WideResNet
 from utils.errors import UserError
 from utils.files import file_hash, save_atomically, write_atomically
@@ -27,7 +27,7 @@ def same(state, model):
 
 def load(path, name="wrn-10-1", num_classes=10):
     fresh = create_model(name, num_classes)
-    load_strictly(fresh, student_state(load_file(path), path), path)
+    load_strictly(fresh, find_weights(load_file(path), path).state, path)
     return fresh
 
 
@@ -154,7 +154,7 @@ def test_no_state_dict_in_it(tmp_path, content):
     path = tmp_path / "weights.pt"
     torch.save(content, path)
     with pytest.raises(UserError, match="does not hold a state dict"):
-        student_state(load_file(path), path)
+        find_weights(load_file(path), path)
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path):
