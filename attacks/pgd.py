@@ -121,7 +121,7 @@ def perturb(
     start: Tensor | None = None,
     uses_clean: bool = True,
     moves: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
-    stopped_leave: bool = False,
+    drop_stopped: bool = False,
     first: Inner | None = None,
     noise_rows: tuple[int, slice] | None = None,
     nat_logits: Tensor | None = None,
@@ -141,7 +141,7 @@ def perturb(
         moves: which images take the next step: ``moves(logits on the present x', y, wrong) -> (B,) bool``, where
             ``wrong`` counts at how many steps so far, this one included, x' was misclassified; None is all of them.
             The attack ends when none does.
-        stopped_leave: whether an image that did not move once never moves again, and is no longer computed. Only
+        drop_stopped: whether an image that did not move once never moves again, and is no longer computed. Only
             where the logits of an image do not depend on the others.
         first: what the first step maximises, if not ``inner``.
         noise_rows: of how many images the noise of the steps is drawn, and which of them these are; just these by
@@ -183,7 +183,7 @@ def perturb(
                 break
             stepped = torch.where(moving.view(-1, 1, 1, 1), stepped, present)
             x_adv = stepped if isinstance(rows, slice) else x_adv.index_copy(0, rows, stepped)
-            if stopped_leave:
+            if drop_stopped:
                 rows, wrong = torch.arange(len(y), device=y.device)[rows][moving], wrong[moving]
     return x_adv.detach()
 

@@ -182,8 +182,8 @@ class Pace:
         """Count a step."""
         self.done, self.seconds = self.done + 1, self.seconds + seconds
 
-    def seconds_left(self, epoch: int) -> float:
-        """Call once after each epoch's evaluation."""
+    def epoch_done(self, epoch: int) -> float:
+        """Count an epoch, after its evaluation; return the estimated seconds left."""
         self.epochs_done += 1
         other = (time.monotonic() - self.began - self.seconds) / self.epochs_done
         step = self.seconds / self.done if self.done else 0.0

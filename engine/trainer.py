@@ -146,7 +146,7 @@ class Trainer:
                 log.info(overfitting_sentence(progress.train_robust, epoch))
                 return
             metrics = self._validate(epoch, stop)
-            log.epoch(metrics, pace.seconds_left(epoch))
+            log.epoch(metrics, pace.epoch_done(epoch))
             log.board(metrics, self.step.student, self.data.x_eval, self.data.y_eval)
             progress.next_epoch()
             self.checkpoints.save_epoch(epoch, metrics, self.data.eval_split)

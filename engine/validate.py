@@ -27,6 +27,7 @@ def clean_accuracy(
     """Percentage of images (N, 3, H, W) uint8 that the network, in eval mode, classifies correctly; each process of the
     group looks at its rows of every batch."""
     correct = torch.zeros((), dtype=torch.int64)
+    # A compiled forward would be compiled once more for tensors of the inference mode.
     with frozen(network.model), torch.inference_mode(not network.acceleration.compile_batch_size), torch.no_grad():
         network.refresh()
         for x, y in _batches(network, images, labels, group):

@@ -1,6 +1,6 @@
 """FAT: friendly adversarial training (Zhang et al., ICML 2020), alone and with the losses of TRADES and MART.
 
-The attack of an image ends when x' has been misclassified at more than tau looks, counted altogether; each look is
+The attack of an image ends when x' has been misclassified in more than tau tests, counted altogether; each test is
 before a step, so that with tau = 0 an image whose start is misclassified is trained on as it starts.
 """
 
@@ -19,7 +19,9 @@ OMEGA = 0.001
 
 
 def tau(schedule: str) -> Parameter:
-    return Parameter("tau", -1.0, f"misclassified looks that an attack survives; -1 is {schedule}", -1.0, whole=True)
+    return Parameter(
+        "tau", -1.0, f"how often x' may be misclassified before its attack ends; -1 is {schedule}", -1.0, whole=True
+    )
 
 
 class Friendly:

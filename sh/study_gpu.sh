@@ -2,7 +2,7 @@
 # Does LBGAT keep more clean accuracy than TRADES? On CIFAR-100 with networks that can hold it, on one GPU, in pieces:
 #     bash sh/study_gpu.sh MINUTES [PIECE...]
 # Goes through the pieces (tests step resnet18 autoattack wrn-34-10 cifar10, in this order; or those named) until the minutes
-# are over, writes tables of what is finished to results/study-gpu-* and prints what comes next; the same command goes on
+# are over, writes tables of what is finished to results/study-gpu-* and prints what comes next; the same command resumes
 # there. Weights are in checkpoints/study-gpu-*. Trained in bf16; the last epoch is attacked by standard AutoAttack at 0.031,
 # with queries in tf32 and the verdict in float32; 1,000 training images are held out and only watched.
 # EPOCHS is 30 unless set, METHODS "lbgat0 trades6 at lbgat6", of WRN-34-10 the first two; the piece autoattack attacks the

@@ -3,7 +3,7 @@
 #     bash sh/sweep.sh sh/train_trades6_cifar100_wrn34_10.sh --seeds 1,2,3
 #     bash sh/sweep.sh sh/quickstart.sh --values beta=0,2,6 --seeds 1,2
 # Runs are Logs/NAME/RUN and checkpoints/NAME/RUN, NAME being --name or the recipe's. Further flags go to every run. The
-# same command resumes: finished runs are skipped, an interrupted one goes on from its last.pt.
+# same command resumes: finished runs are skipped, an interrupted one resumes from its last.pt.
 
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
 [ $# -gt 0 ] && [ -f "$1" ] || _fail "pass a recipe and the seeds: bash sh/sweep.sh sh/train_MARK.sh --seeds 1,2,3"

@@ -184,7 +184,7 @@ class StandardStep:
                 start=start,
                 uses_clean=chosen.inner_uses_clean,
                 moves=chosen.moves,
-                stopped_leave=evaluated,
+                drop_stopped=evaluated,
                 first=first,
                 noise_rows=(n, rows),
                 nat_logits=self.frozen_guide(x) if chosen.inner_uses_guide else None,

@@ -42,7 +42,7 @@ class AttackedModel(nn.Module):
         super().__init__()
         device = torch.device(device)
         self.model = model.to(device).eval().requires_grad_(False)
-        torch.backends.cudnn.benchmark = False  # images leave: it would time its algorithms for each number anew
+        torch.backends.cudnn.benchmark = False  # the number of images changes, and it would time anew
         graphed = compile == "auto" and device.type == "cuda" and is_known(model)
         compiled = compile == "on" or (compile == "auto" and device.type == "cuda" and not graphed)
         acceleration = AccelerationConfig(fold=fold, compile_batch_size=DYNAMIC if compiled else 0)

@@ -23,8 +23,9 @@ def round_up(n: int) -> int:
 class GraphedQueries:
     """Images (N, C, H, W) -> logits (N, K), differentiable once in the images, as ``network`` gives them.
 
-    Images leave an attack when they are broken, so that N changes all the time. It is rounded up to one of a few sizes,
-    which are captured when first needed; the rows beyond N repeat the last image, and their answers are dropped.
+    An image is dropped from an attack once it is misclassified, so that N changes all the time. It is rounded up to one
+    of a few sizes, which are captured when first needed; the rows beyond N repeat the last image, and their answers
+    are dropped.
 
     Args:
         network: what is captured. Its weights must stay where they are in memory, and its work must depend on nothing

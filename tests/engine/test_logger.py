@@ -113,7 +113,7 @@ def test_the_time_left_counts_steps_of_this_process_alone(monkeypatch):
     for _ in range(3):
         pace.add(2.0)
     now[0] += 3 * 2.0 + 4.0  # and 4 s of evaluation
-    assert pace.seconds_left(2) == 3 * (10 * 2.0 + 4.0)
+    assert pace.epoch_done(2) == 3 * (10 * 2.0 + 4.0)
 
 
 @pytest.mark.parametrize(

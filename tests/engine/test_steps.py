@@ -146,10 +146,8 @@ def test_radius_length_and_number_of_steps_of_each_image():
         images.append(len(x_adv))
         return net(x_adv)
 
-    for stopped_leave in (False, True):
-        x_adv = perturb(
-            forward, x, y, create_objective("at").inner, spec, uses_clean=False, stopped_leave=stopped_leave
-        )
+    for drop_stopped in (False, True):
+        x_adv = perturb(forward, x, y, create_objective("at").inner, spec, uses_clean=False, drop_stopped=drop_stopped)
         distance = (x_adv - x).abs().flatten(1).amax(1)
         torch.testing.assert_close(distance, torch.tensor([0.1, 0.1, 0.15, 0.3]).double())
     assert images == [4, 4, 4, 4, 4, 3]
