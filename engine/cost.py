@@ -25,7 +25,7 @@ def step_gflop(config: TrainConfig, num_classes: int, height: int, width: int) -
         guided = {"guide", *FROZEN_PASSES} & set(objective.passes)
         guide = create_model(config.guide, num_classes) if guided else None
         nets = [net for net in (student, guide) if net is not None]
-        optimizer = torch.optim.SGD([p for net in nets for p in net.parameters()], lr=config.lr)
+        optimizer = torch.optim.SGD([p for net in nets for p in net.parameters()], config.lr, config.momentum)
         attack = attack_spec(config, objective.start, config.epochs)
         weights = (1.0, config.augment_view_weight)
         step = create_step(

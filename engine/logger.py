@@ -100,7 +100,8 @@ class Logger:
             self.info("tf32 changes nothing on a CPU")
         if "CPU" in settings["hardware"] and (sentence := slow_precision(config.precision, torch.device("cpu"))):
             self.info(f"warning: {sentence}")
-        late = ", ".join(f"{epoch:g}" for epoch in config.decay_epochs if epoch > config.epochs)
+        last = config.epochs + (config.schedule == "piecewise")  # which decays within the epoch before
+        late = ", ".join(f"{epoch:g}" for epoch in config.decay_epochs if epoch > last)
         if config.schedule in DECAYING and late:
             self.info(
                 f"warning: the learning rate does not decay at {late}, after the last epoch "

@@ -37,11 +37,11 @@ def momentum_buffers(saved: dict[str, Any], optimizer: torch.optim.Optimizer) ->
     """The momentum buffers of a saved SGD state, checked against the parameters: a fused optimizer checks nothing.
 
     Raises:
-        ValueError: a buffer of another shape or type, buffers for only a part of the parameters, or a state of another
-            optimizer, which this function does not know.
+        ValueError: a buffer of another shape or type, buffers for only a part of the parameters, or a state that is
+            not SGD's: for another optimizer, this function is to be extended.
     """
     if unknown := {key for state in saved["state"].values() for key in state} - {"momentum_buffer"}:
-        raise ValueError(f"the optimizer has a state {sorted(unknown)[0]}, and only SGD's is restored")
+        raise ValueError(f"{sorted(unknown)[0]} is no state of SGD")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     buffers = {i: state.get("momentum_buffer") for i, state in saved["state"].items()}
     present = {i for i, buffer in buffers.items() if buffer is not None}

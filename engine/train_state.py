@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from engine.averaging import WeightAverage
 from engine.config import TrainConfig
 from engine.resume import FORMAT, damaged, load_training_state, momentum_buffers, optimizer_state
+from engine.schedule import learning_rate
 from engine.share import share_state
 from engine.steps import Step
 from losses.base import Objective
@@ -280,6 +281,8 @@ class Checkpoints:
         # Hyper-parameters come from the configuration, not from the file.
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": buffers, "param_groups": groups})
+        for group in self.optimizer.param_groups:  # saved again where no step is left of the last epoch
+            group["lr"] = learning_rate(self.config, epoch, (max(step, 1) - 0.5) / steps_per_epoch)
         self.step.load_state_dict(state.get("step", {}))
         self.progress.epoch, self.progress.step, self.progress.seconds = epoch, step, float(seconds)
         self.progress.sums, self.progress.best = dict(sums), dict(best)

@@ -111,8 +111,10 @@ class Objective(nn.Module):
     views: ClassVar[int] = 1
     source: ClassVar[str]
 
-    def __init_subclass__(cls) -> None:
-        if "passes" in vars(cls) and "awp_passes" not in vars(cls):
+    def __init_subclass__(cls, **kwargs) -> None:
+        super().__init_subclass__(**kwargs)
+        first = next(base for base in cls.__mro__ if vars(base).keys() & {"passes", "awp_passes"})
+        if "awp_passes" not in vars(first):
             cls.awp_passes = ()
 
     def __init__(self, num_classes: int = 0, label_smoothing: float = 0.0, **values: float):
@@ -167,7 +169,7 @@ class Objective(nn.Module):
 
     def begin_epoch(self, epoch: int) -> None:
         """Called at the start of each epoch (1, 2, ...), and when a run resumes in it: sets what depends on the epoch
-        alone: a number in an attribute, or a tensor changed in place."""
+        alone: an int or float in an attribute (not in a list), or a tensor changed in place."""
 
     def end_epoch(self) -> None:
         """Called once after the last step of each epoch."""

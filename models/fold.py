@@ -26,10 +26,10 @@ class Affine(nn.Module):
 
 
 class Unrounded(nn.Module):
-    """A layer in the type of its weights, also where autocast rounds the others' to bfloat16.
+    """A layer that computes in the type of its weights, where autocast has the others compute in bfloat16.
 
-    Of the first and the last layer of a network, which are small. Rounded to bfloat16, images 0.001 apart, as at the
-    start of an attack, are mostly equal, and so are their logits.
+    It wraps the first convolution and the last linear layer, which are small: rounded to bfloat16, images 0.001 apart,
+    as at the start of an attack, are mostly equal, and so are their logits.
     """
 
     def __init__(self, layer: nn.Conv2d | nn.Linear):

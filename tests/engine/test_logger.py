@@ -17,6 +17,7 @@ from engine.trainer import Trainer
 from tests.helpers import ROOT, tiny_run
 from utils.errors import UserError
 from utils.files import add_checksum
+from utils.options import parse_epochs
 from utils.provenance import PROVENANCE
 
 ENTRIES = [{"epoch": epoch, "lr": 0.1, "loss": 2.5 / epoch} for epoch in (1, 2, 3)]
@@ -104,6 +105,16 @@ def test_the_opening_says_what_is_trained_and_where_it_comes_from(tmp_path):
     assert "warning: the learning rate does not decay at 76, 91, after the last epoch 1: --decay-epochs 3/4,9/10" in log
     settings = json.loads((tmp_path / "Logs" / "run" / "config.json").read_text())
     assert settings.keys() >= set(PROVENANCE) and settings["threads"] == torch.get_num_threads()
+
+
+@pytest.mark.parametrize(("schedule", "late"), [("piecewise", ""), ("multistep", "at 4, after the last epoch 3")])
+def test_a_decay_within_the_last_epoch_is_not_late(tmp_path, schedule, late):
+    """Piecewise, 9/10 of 3 epochs is written 3.7, and decays when 2.7 epochs are done."""
+    decays = ("9/10",) if schedule == "piecewise" else ("4",)
+    flags = {"decay_epochs": parse_epochs(",".join(decays)), "schedule": schedule, "epochs": 3, "method": "natural"}
+    Trainer(tiny_run(tmp_path, **flags)).fit()
+    log = (tmp_path / "Logs" / "run" / "train.log").read_text()
+    assert late in log and ("does not decay" in log) == bool(late)
 
 
 def test_the_time_left_counts_steps_of_this_process_alone(monkeypatch):

@@ -196,13 +196,25 @@ def test_a_method_with_passes_of_its_own_does_not_inherit_those_of_weight_pertur
     class Named(TRADES):
         tag = "named"
 
-    assert TRADES.awp_passes == Named.awp_passes == ("adv", "nat") and Mine.awp_passes == ()
+    class Passes:
+        passes = ("nat", "adv")
+
+    class Mixed(Passes, TRADES):
+        pass
+
+    assert TRADES.awp_passes == Named.awp_passes == ("adv", "nat") and Mine.awp_passes == Mixed.awp_passes == ()
 
 
-def test_counting_the_cost_leaves_the_choice_of_cudnns_algorithms():
+def test_counting_the_cost_leaves_the_choice_of_cudnns_algorithms(monkeypatch):
     """Batches of FAT shrink within a step: for each size cuDNN would time its algorithms anew."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     config = TrainConfig(method="fat", student="wrn-10-1")
     of_at = step_gflop(replace(config, method="at", parameters={}), 10, 32, 32)
     assert torch.backends.cudnn.benchmark
     assert step_gflop(config, 10, 32, 32) == of_at
     assert not torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize("method", ["wa-trades", "score", "yopo", "free", "dajat"])
+def test_the_cost_of_every_kind_of_step_is_counted(method):
+    assert step_gflop(TrainConfig(method=method, student="wrn-10-1", guide="wrn-10-1"), 10, 32, 32) > 0
