@@ -18,6 +18,7 @@ from torch import Tensor
 from engine.config import TrainConfig
 from engine.tensorboard import Board
 from engine.train_state import Checkpoints, Progress
+from losses import find_method
 from models.accelerate import AcceleratedModel
 from utils.device import slow_precision
 from utils.errors import UserError, ensure_writable, flush_output
@@ -106,6 +107,14 @@ class Logger:
             self.info(
                 f"warning: the learning rate does not decay at {late}, after the last epoch "
                 f"{config.epochs}: --decay-epochs 3/4,9/10 sets the decays as parts of the run"
+            )
+        reach = config.num_steps * (config.step_ratio * config.epsilon if config.step_ratio else config.step_size)
+        method = find_method(config.method)
+        attacks = "adv" in method.passes and method.step == "standard"
+        if attacks and reach < config.epsilon:
+            self.info(
+                f"warning: {config.num_steps} attack steps reach {reach:.3g} at most, less than epsilon "
+                f"{format_epsilon(config.epsilon)}: set --step-size or --step-ratio"
             )
         if split == "test":
             self.info(CHOSEN_ON_TEST)

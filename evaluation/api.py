@@ -17,10 +17,11 @@ from evaluation.attack_loop import attack_images, prepare_model
 from evaluation.autoattack.suite import Suite, check_classes, choose_attacks, find_package
 from evaluation.config import VERSIONS
 from evaluation.results import PerImageResults
+from models.custom import IN_PLACE
 from utils.device import ieee_products
 from utils.errors import ensure_writable
 from utils.files import lock_folder
-from utils.options import COMPILE, parse_epsilon, require
+from utils.options import COMPILE, NORMS, parse_epsilon, require
 
 STATE = "evaluate.state.npz"
 
@@ -83,14 +84,17 @@ def evaluate(
             once it has finished returns the result at once. None saves nothing.
 
     Raises:
-        ValueError: x and y do not have these shapes, or x is outside [0, 1].
-        UserError: an unknown attack, too few classes, outputs that are not finite, or out of memory; or the folder
-            holds the state of another evaluation, or is in use.
+        ValueError: x and y do not have these shapes, x is outside [0, 1], or y outside of the classes.
+        UserError: an unknown norm, precision or attack, a model that changes its images, too few classes, outputs that
+            are not finite, or out of memory; or the folder holds the state of another evaluation, or is in use.
     """
     if x.dim() != 4 or y.shape != (len(x),) or len(x) == 0:
         raise ValueError(f"x must be (N, C, H, W) and y (N,), not {tuple(x.shape)} and {tuple(y.shape)}")
     if not (x.min() >= 0 and x.max() <= 1):
         raise ValueError("x must be in [0, 1]; put normalization into the model")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
+    require(norm in NORMS, f"norm {norm!r}: choose {' or '.join(NORMS)}")
     if plain and (precision != "fp32" or compile == "on"):
         raise ValueError("plain runs the official front end in fp32, uncompiled: leave precision and compile out")
     require(compile in COMPILE, f"compile {compile!r}: choose {', '.join(COMPILE)}")
@@ -115,8 +119,13 @@ def evaluate(
         with _unchanged(model), torch.random.fork_rng(gpus), ieee_products():  # the last one restores the flags of TF32
             # No folding: tracing a network of another project could lose its hooks and Python-side randomness.
             attacked = prepare_model(model, suite, precision, compile, fold=False)
+            first = x[:1].to(device, copy=True)
             with torch.no_grad():
-                check_classes(names, attacked(x[:1].to(device)).shape[1])
+                num_classes = attacked(first).shape[1]
+            require(torch.equal(first, x[:1].to(device)), f"the model {IN_PLACE}")
+            check_classes(names, num_classes)
+            if not 0 <= int(y.min()) <= int(y.max()) < num_classes:
+                raise ValueError(f"y must be in [0, {num_classes}), the classes of the model")
             attack_images(
                 attacked, suite, (epsilon,), lambda part: (x[part].to(device), y[part].to(device)), results, save
             )

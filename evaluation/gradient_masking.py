@@ -185,7 +185,7 @@ def _noise(images: _Images, clean: Tensor) -> Check:
     before, after = (100 * correct.float().mean().item() for correct in (clean, torch.stack(draws)))
     return Check(
         "noise costs little accuracy",
-        before - after <= NOISE_POINTS,
+        before - after <= NOISE_POINTS + 1e-3,  # float32 gives 5.0000012
         f"clean {before:.2f}%, under uniform noise of {format_epsilon(suite.epsilon)} {after:.2f}% "
         f"in the mean of {NOISE_DRAWS} draws; a loss of up to {NOISE_POINTS:g} points passes",
     )

@@ -4,7 +4,7 @@ from losses.madry import AT
 
 
 class FGSMRS(AT):
-    """CE(f(x'), y); one step of 1.25 epsilon from a uniform start, with the student in train mode.
+    """CE(f(x'), y) from a uniform start, the student in train mode. One step needs ``--num-steps 1 --step-ratio 1.25``.
 
     The settings of the paper are ``--num-steps 1 --step-size 10/255 --epsilon 8/255``. Watch for catastrophic
     overfitting with ``--stop-overfitting``.

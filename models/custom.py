@@ -32,6 +32,9 @@ class Source:
     sha256: str
 
 
+IN_PLACE = "changes the images that it is given, in place: write x = x - mean, not x -= mean, in its forward"
+
+
 def is_custom(name: str) -> bool:
     """Whether the name of a network is of the form FILE.py:NAME or MODULE:NAME."""
     return ":" in name
@@ -125,12 +128,14 @@ def check_outputs(name: str, model: nn.Module, num_classes: int, images: Tensor)
     Raises:
         UserError: it does not; the sentence names what it returned or raised.
     """
-    shape = tuple(images.shape)
+    shape, given = tuple(images.shape), images.clone()
     try:
         with torch.no_grad():
-            logits = model(images)
+            logits = model(given)
     except Exception as error:
         raise UserError(f"{name} does not fit images of shape {shape}: it raised {_describe(error)}") from error
+    if not torch.equal(given, images):
+        raise UserError(f"{name} {IN_PLACE}")
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         raise UserError(f"{name} returned a {type(logits).__name__}: it must return logits, a float tensor (B, C)")
     if tuple(logits.shape) != (len(images), num_classes):

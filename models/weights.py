@@ -59,6 +59,8 @@ def _load_safetensors(path: str | Path, device: torch.device | str, content: byt
 
 def read_file(path: str | Path) -> bytes:
     """Raises: UserError: missing, or not readable."""
+    if Path(path).is_dir():
+        raise UserError(f"{path} is a folder: pass a file in it, such as last.pt")
     if not Path(path).is_file():
         raise UserError(f"no checkpoint at {path}: check the path")
     try:

@@ -78,5 +78,6 @@ export PYTHON=$_python
 # launch PROGRAM FLAGS...: in place of the shell; in several processes of this machine where NPROC says how many.
 launch() {
     [ -n "${NPROC:-}" ] || exec "$PYTHON" "$@"
+    [[ $NPROC =~ ^[1-9][0-9]*$ ]] || { echo "error: NPROC=$NPROC must be a number of processes, 1 or more" >&2 && exit 2; }
     exec "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node="$NPROC" "$@"
 }

@@ -139,3 +139,11 @@ def test_the_time_left_counts_steps_of_this_process_alone(monkeypatch):
 )
 def test_the_opening_tells_each_decay(changes, text):
     assert text in describe_run(TrainConfig(**changes), False, 48)
+
+
+@pytest.mark.parametrize(("flags", "warned"), [({"norm": "l2", "epsilon": 0.5}, True), ({"num_steps": 5}, False)])
+def test_an_attack_that_cannot_reach_epsilon(tmp_path, flags, warned):
+    Trainer(tiny_run(tmp_path, method="at", epochs=1, **{"step_size": 0.007, "num_steps": 10} | flags)).fit()
+    sentence = "warning: 10 attack steps reach 0.07 at most, less than epsilon 0.5: set --step-size or --step-ratio"
+    log = (tmp_path / "Logs" / "run" / "train.log").read_text()
+    assert (sentence in log) == ("less than epsilon" in log) == warned

@@ -7,6 +7,7 @@ from torch import nn
 
 from evaluation import evaluate
 from evaluation.autoattack.suite import Suite
+from models.custom import check_outputs
 from tests.helpers import digits, official, tiny, trained
 from utils.errors import UserError
 
@@ -145,3 +146,43 @@ def test_a_folder_makes_it_resumable(tmp_path, monkeypatch):
     ):
         with pytest.raises(UserError, match=rf"another, unfinished evaluation \({differs}.*or folder$"):
             evaluate(model, x, y, epsilon, **settings, folder=tmp_path)
+
+
+class Shifting(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4))
+
+    def forward(self, x):
+        x -= 0.5
+        return self.net(x)
+
+
+def test_a_network_that_changes_its_images_is_refused_and_they_are_kept():
+    """Each query would shift the images once more: an attack would find a robust accuracy of 0."""
+    x, y = torch.rand(3, 3, 2, 2), torch.zeros(3, dtype=torch.int64)
+    before = x.clone()
+    with pytest.raises(UserError, match="changes the images that it is given, in place: write x = x - mean"):
+        evaluate(Shifting(), x, y, 0.1, version="custom", attacks=["square"])
+    assert torch.equal(x, before)
+    with pytest.raises(UserError, match="in place"):
+        check_outputs("net.py:Shifting", Shifting(), 4, x)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "sentence"),
+    [
+        ({"norm": "Linf"}, UserError, "norm 'Linf': choose linf or l2"),
+        ({"precision": "fp16"}, UserError, "precision 'fp16': choose fp32, tf32, bf16"),
+        ({"compile": "maybe"}, UserError, "compile 'maybe': choose auto, on, off"),
+        ({"batch_size": 0}, ValueError, "batch_size must be 1 or more, not 0"),
+        ({"y": torch.tensor([0, 4])}, ValueError, r"y must be in \[0, 4\)"),
+        ({"y": torch.tensor([0, -1])}, ValueError, r"y must be in \[0, 4\)"),
+    ],
+    ids=str,
+)
+def test_impossible_arguments(changes, error, sentence):
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4))
+    arguments = {"x": torch.rand(2, 3, 2, 2), "y": torch.tensor([0, 1]), "epsilon": 0.1} | changes
+    with pytest.raises(error, match=sentence):
+        evaluate(net, version="custom", attacks=["square"], **arguments)
