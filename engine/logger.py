@@ -109,8 +109,7 @@ class Logger:
                 f"{config.epochs}: --decay-epochs 3/4,9/10 sets the decays as parts of the run"
             )
         reach = config.num_steps * (config.step_ratio * config.epsilon if config.step_ratio else config.step_size)
-        method = find_method(config.method)
-        attacks = "adv" in method.passes and method.step == "standard"
+        attacks = config.method != "natural" and find_method(config.method).step == "standard"
         if attacks and reach < config.epsilon:
             self.info(
                 f"warning: {config.num_steps} attack steps reach {reach:.3g} at most, less than epsilon "
