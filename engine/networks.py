@@ -26,7 +26,7 @@ def create_guide(config: TrainConfig, objective: Objective, num_classes: int, de
     if frozen and not config.guide_checkpoint:
         raise UserError(
             f"--method {config.method} needs a naturally trained network: add --guide-checkpoint FILE, "
-            "for instance the last.pt of a --method natural run"
+            "for instance the last.pt of a --method natural run, and --guide with its --student"
         )
     if frozen:
         path = config.guide_checkpoint

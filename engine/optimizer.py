@@ -13,12 +13,14 @@ def create_optimizer(config: TrainConfig, networks: Sequence[nn.Module]) -> torc
     """One SGD over all trainable parameters; with ``no_norm_decay`` BatchNorm's are a second group without decay.
 
     Raises:
-        UserError: a momentum that is not for Nesterov's method, or not for the schedule.
+        UserError: nothing to train; or a momentum that is not for Nesterov's method, or not for the schedule.
     """
     require(config.momentum > 0 or not config.nesterov, "--nesterov needs a momentum: set --momentum above 0")
     lowered = config.schedule == "cyclic"
     require(config.momentum >= 0.1 or not lowered, "--schedule cyclic lowers --momentum by 0.1: set it to 0.1 or more")
     parameters = [p for net in networks for p in net.parameters() if p.requires_grad]
+    trained = any(p.requires_grad for p in networks[0].parameters())
+    require(trained, "the student has no weights to train: none of its parameters requires a gradient")
     groups = [{"params": parameters}]
     if config.no_norm_decay:
         norms = [m for net in networks for m in net.modules() if isinstance(m, nn.BatchNorm2d)]

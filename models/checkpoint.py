@@ -21,7 +21,7 @@ from models.wideresnet_swish import SwishWideResNet
 from utils.errors import UserError
 
 # In the order of preference: an average is what its recipe is judged by.
-WRAPPERS = ("ema", "student", "state_dict", "model_state_dict", "model", "net")
+WRAPPERS = ("ema", "state_dict_ema", "model_ema", "student", "state_dict", "model_state_dict", "model", "net")
 WRAPPING_PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 OUTER_NAMES = ("model.", "net.", "network.", "backbone.", "1.")  # of the network beside its normalisation
 NORMALIZATIONS = tuple(
@@ -89,6 +89,9 @@ def find_weights(content: Any, path: str | Path) -> Weights:
                     f"{path} holds weights both with and without the prefix {prefix!r}: save one set of them"
                 )
             weights = weights.changed(short, f"prefix {prefix!r} removed")
+    kept = {name: tensor for name, tensor in weights.state.items() if name != "n_averaged"}
+    if len(kept) < len(weights.state):
+        weights = weights.changed(kept, "the count 'n_averaged' of AveragedModel dropped")
     kept = {name: tensor for name, tensor in weights.state.items() if not name.startswith("sub_block1.")}
     if len(kept) < len(weights.state):
         weights = weights.changed(kept, "the unused group 'sub_block1' of the published files dropped")
@@ -171,6 +174,10 @@ def load_network(
             f"(in Python load(path, {trained!r}))"
         )
     name = canonical_name(trained or "auto" if student == "auto" else student)
+    if trained and not is_custom(trained) and not is_custom(name) and canonical_name(trained) != name:
+        raise UserError(
+            f"{path} was trained as {trained}, not as {name}, which may have the same names: pass {trained}"
+        )
     if name == "auto":
         name = next((told for told, _ in (infer_architecture(choice.state) for choice in choices) if told), None)
     if name is None:

@@ -1,5 +1,6 @@
 """What the fast methods add to the loop: optimizer groups, the helper, the overfitting test, refused settings."""
 
+import dataclasses
 import json
 
 import pytest
@@ -176,6 +177,24 @@ def test_a_frozen_guide_normalises_as_its_file_says_else_as_the_run(tmp_path):
         config = tiny_run(tmp_path, **settings, normalize=normalize)
         guide = create_guide(config, create_objective("hat"), 10, torch.device("cpu"))
         torch.testing.assert_close(guide(x), expected(x))
+
+
+def test_a_frozen_guide_of_another_name_is_refused_where_the_weights_fit(tmp_path):
+    """resnet18 and resnet18-guide differ in strides alone."""
+    path = tmp_path / "natural.pt"
+    state = create_model("resnet18", 10).state_dict()
+    torch.save({"config": {"student": "resnet18", "dataset": "digits"}, "student": state}, path)
+    config = tiny_run(tmp_path, method="hat", guide_checkpoint=str(path), guide="resnet18-guide")
+    with pytest.raises(UserError, match=r"was trained as resnet18, not as resnet18-guide, .* pass resnet18$"):
+        create_guide(config, create_objective("hat"), 10, torch.device("cpu"))
+    config = dataclasses.replace(config, guide="resnet18")
+    assert create_guide(config, create_objective("hat"), 10, torch.device("cpu")) is not None
+
+
+def test_a_student_without_trainable_weights_is_refused():
+    student, guide = create_model("wrn-10-1", 10).requires_grad_(False), create_model("wrn-10-1", 10)
+    with pytest.raises(UserError, match="the student has no weights to train"):
+        create_optimizer(TrainConfig(), [student, guide])
 
 
 def test_whole_numbers_and_switches_are_checked():
