@@ -11,6 +11,7 @@ from torch import Tensor
 from utils.errors import UserError
 
 MOST_CLASSES = 100_000
+MANY = 20  # labels in ascending order are no accident
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,14 @@ class Dataset:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def order_notice(self) -> str:
+        """A sentence if a split is sorted by class, else empty."""
+        for split, y in (("training", self.y_train), ("test", self.y_test)):
+            if self.num_classes > 1 and len(y) >= MANY and (y[1:] >= y[:-1]).all():
+                return f"the {split} images are sorted by class, the first N are of few: shuffle them (docs/data.md)"
+        return ""
 
     def test(self, n: int | None = None) -> tuple[Tensor, Tensor]:
         """The first n test images (n, 3, H, W), float32 in [0, 1], and their labels (n,) int64; all of them if n is

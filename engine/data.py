@@ -22,6 +22,7 @@ class TrainingData:
     x_eval: (N, 3, H, W) uint8; y_eval: (N,): the images that every epoch is evaluated on.
     eval_split: ``validation`` or ``test``.
     fingerprint: of the data set; see ``Dataset.fingerprint``.
+    notice: see ``Dataset.order_notice``.
     """
 
     loader: Loader
@@ -30,6 +31,7 @@ class TrainingData:
     eval_split: str
     num_classes: int
     fingerprint: str
+    notice: str
 
 
 def load_training_data(config: TrainConfig, device: torch.device) -> TrainingData:
@@ -67,10 +69,11 @@ def load_training_data(config: TrainConfig, device: torch.device) -> TrainingDat
         split, x, y = "validation", dataset.x_train[held_out], dataset.y_train[held_out]
     else:
         split, x, y = "test", dataset.x_test, dataset.y_test
-    return TrainingData(loader, *to_device(x, y, device), split, dataset.num_classes, fingerprint)
+    evaluated = to_device(x, y, device)
+    return TrainingData(loader, *evaluated, split, dataset.num_classes, fingerprint, dataset.order_notice)
 
 
-def check_batches(loader: Loader, num_classes: int, *networks: str, parts: int = 1) -> None:
+def check_batches(loader: Loader, num_classes: int, student: str, guide: str | None, parts: int = 1) -> None:
     """Check that the networks can train on the smallest batch, which comes last in an epoch.
 
     Args:
@@ -80,6 +83,7 @@ def check_batches(loader: Loader, num_classes: int, *networks: str, parts: int =
         UserError: the images are too small.
     """
     n, size = len(loader.images), loader.batch_size
-    for name in networks:
-        smallest = max(1, (n % size or min(size, n)) // parts)
-        check_images(name, num_classes, smallest, *loader.images.shape[2:])
+    smallest = max(1, (n % size or min(size, n)) // parts)
+    check_images(student, num_classes, smallest, *loader.images.shape[2:])
+    if guide:
+        check_images(guide, num_classes, smallest, *loader.images.shape[2:], attacked=False)

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from engine.config import TrainConfig
+from engine.data import TrainingData
 from engine.tensorboard import Board
 from engine.train_state import Checkpoints, Progress
-from losses import find_method
+from losses.base import Objective
 from models.accelerate import AcceleratedModel
 from utils.device import slow_precision
 from utils.errors import UserError, ensure_writable, flush_output
@@ -86,17 +87,17 @@ class Logger:
     def info(self, message: str) -> None:
         self._logger.info(message)
 
-    def opening(self, settings: dict[str, Any], guided: bool, images: int, split: str) -> None:
+    def opening(self, settings: dict[str, Any], objective: Objective, guided: bool, data: TrainingData) -> None:
         """Write config.json, and log what is trained and what limits the figures.
 
         Args:
             settings: all of the configuration, and where it runs.
-            guided: whether there is a guide; images: how many train; split: what ``best.pt`` is chosen on.
+            guided: whether there is a guide.
         """
         text = json.dumps(settings, indent=2) + "\n"
         write_atomically(self.folder / "config.json", lambda file: file.write(text.encode()))
         config = self.config
-        self.info(f"{config.run_name}: {describe_run(config, guided, images)}; {settings['hardware']}")
+        self.info(f"{config.run_name}: {describe_run(config, guided, len(data.loader.images))}; {settings['hardware']}")
         if config.precision == "tf32" and "CPU" in settings["hardware"]:
             self.info("tf32 changes nothing on a CPU")
         if "CPU" in settings["hardware"] and (sentence := slow_precision(config.precision, torch.device("cpu"))):
@@ -108,14 +109,21 @@ class Logger:
                 f"warning: the learning rate does not decay at {late}, after the last epoch "
                 f"{config.epochs}: --decay-epochs 3/4,9/10 sets the decays as parts of the run"
             )
+        if config.awp_gamma and config.awp_start_epoch > config.epochs:
+            self.info(
+                f"warning: there is no weight perturbation before epoch {config.awp_start_epoch}, after the last epoch "
+                f"{config.epochs}: set --awp-start-epoch"
+            )
         reach = config.num_steps * (config.step_ratio * config.epsilon if config.step_ratio else config.step_size)
-        attacks = config.method != "natural" and find_method(config.method).step == "standard"
+        attacks = "adv" in objective.passes and objective.step == "standard" and objective.start != "uniform"
         if attacks and reach < config.epsilon:
             self.info(
                 f"warning: {config.num_steps} attack steps reach {reach:.3g} at most, less than epsilon "
                 f"{format_epsilon(config.epsilon)}: set --step-size or --step-ratio"
             )
-        if split == "test":
+        if data.notice:
+            self.info(f"warning: {data.notice}")
+        if data.eval_split == "test":
             self.info(CHOSEN_ON_TEST)
 
     def resumed(self, checkpoints: Checkpoints, steps: int) -> None:
@@ -229,8 +237,8 @@ class _Output(logging.StreamHandler):
 def describe_run(config: TrainConfig, guided: bool, images: int) -> str:
     """Everything that is trained, in one line."""
     parameters = ", ".join(f"{name} {value:g}" for name, value in config.parameters.items())
-    factors = config.decay_factors if config.schedule == "multistep" else ()
-    decays = zip(config.decay_epochs if config.schedule in DECAYING else (), factors or repeat(0.1), strict=False)
+    epochs, factors = config.decay_epochs if config.schedule in DECAYING else (), config.decay_factors
+    decays = zip(epochs, factors or repeat(0.1), strict=False)
     decayed = "".join(f", times {factor:g} from epoch {epoch:g}" for epoch, factor in decays)
     step = f"{config.step_ratio:g} epsilon" if config.step_ratio else format_epsilon(config.step_size)
     held_out = f"{config.val_size} held-out" if config.val_size else "test"

@@ -62,8 +62,8 @@ class Trainer:
             raise UserError(f"{config.method} has a trainable {weights[0]}, which no optimizer has: make it a buffer")
         self.guide = create_guide(config, self.objective, self.data.num_classes, self.device)
         parts = config.accumulate * (self.group.size if config.batch_norm == "local" else 1)
-        names = (config.student, config.guide) if self.guide else (config.student,)
-        check_batches(self.data.loader, self.data.num_classes, *names, parts=parts)
+        guide = config.guide if self.guide else None
+        check_batches(self.data.loader, self.data.num_classes, config.student, guide, parts)
         self.optimizer = create_optimizer(config, [net for net in (self.student, self.guide) if net is not None])
         self.step = create_step(
             self.student,
@@ -119,7 +119,7 @@ class Trainer:
             logger = Logger(config, self.progress) if self.group.is_main else NoLog()
             with logger as log, StopSignal(self.checkpoints, steps, log.info, self.group) as stop:
                 settings = config.as_dict() | provenance(self.device, self.group.size)
-                log.opening(settings, self.guide is not None, len(self.data.loader.images), self.data.eval_split)
+                log.opening(settings, self.objective, self.guide is not None, self.data)
                 if self.progress.started:
                     log.resumed(self.checkpoints, steps)
                 try:
@@ -132,7 +132,7 @@ class Trainer:
                     raise
                 finally:
                     log.plot(final=True)
-            self.group.sum_(torch.zeros(1))  # waits until process 0 has written everything
+            self.group.all_reduce_(torch.zeros(1))  # waits until process 0 has written everything
 
     def _train_epochs(self, log: Logger, stop: StopSignal, pace: Pace) -> None:
         config, progress = self.config, self.progress
@@ -196,7 +196,7 @@ class Trainer:
         with alone(self.student):  # every process has the whole batch
             generator = self._generator(epoch, len(self.data.loader))
             accuracy = training_accuracy(self.step.student, x, y, spec, generator)
-        self.group.copy_from_main_(*self.student.buffers())  # GPUs may differ in rounding
+        self.group.broadcast_(*self.student.buffers())  # GPUs may differ in rounding
         return self.group.broadcast(accuracy)
 
     def _validate(self, epoch: int, stop: StopSignal) -> dict[str, Any]:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.attack_loop import attack_images, prepare_model
-from evaluation.autoattack.suite import Suite, check_classes, choose_attacks, find_package
+from evaluation.autoattack.suite import Suite, check_classes, choose_attacks, find_package, needs_gradient
 from evaluation.config import VERSIONS
 from evaluation.results import PerImageResults
-from models.custom import IN_PLACE
+from models.custom import check_outputs
 from utils.device import ieee_products
 from utils.errors import ensure_writable
 from utils.files import lock_folder
@@ -56,7 +56,7 @@ def evaluate(
     epsilon: float | str,
     norm: str = "linf",
     version: str = "standard",
-    attacks: Sequence[str] = (),
+    attacks: str | Sequence[str] = (),
     seed: int = 1,
     batch_size: int = 250,
     device: torch.device | str | None = None,
@@ -74,7 +74,8 @@ def evaluate(
         x: (N, C, H, W) float in [0, 1]; y: (N,) int64 labels.
         epsilon: radius of the ball around each image, in the units of x; ``"8/255"`` is read as such.
         norm: ``linf`` or ``l2``.
-        version: ``standard``, ``dev``, ``plus``, ``rand``, or ``custom`` for the names in ``attacks``.
+        version: ``standard``, ``dev``, ``plus``, ``rand``, or ``custom`` for the names in ``attacks``, also as
+            one text with commas.
         batch_size: images attacked at once; the random starts depend on it.
         device: where to compute; by default where the model is.
         precision: ``fp32``, ``tf32`` or ``bf16``, of the attacks; what they find is always checked in fp32.
@@ -85,8 +86,9 @@ def evaluate(
 
     Raises:
         ValueError: x and y do not have these shapes, x is outside [0, 1], or y outside of the classes.
-        UserError: an unknown norm, precision or attack, a model that changes its images, too few classes, outputs that
-            are not finite, or out of memory; or the folder holds the state of another evaluation, or is in use.
+        UserError: an unknown norm, precision, attack or device, a model that changes its images, has no gradient or
+            returns no logits, too few classes, outputs that are not finite, or out of memory; or the folder holds the
+            state of another evaluation, or is in use.
     """
     if x.dim() != 4 or y.shape != (len(x),) or len(x) == 0:
         raise ValueError(f"x must be (N, C, H, W) and y (N,), not {tuple(x.shape)} and {tuple(y.shape)}")
@@ -102,11 +104,14 @@ def evaluate(
     require((version == "custom") == bool(attacks), "attacks go with version='custom', and only with it")
     epsilon = parse_epsilon(epsilon, norm=norm)
     device = torch.device(device or next((p.device for p in model.parameters()), x.device))
+    missing = device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    require(not missing, f"device {str(device)!r}: this machine or this PyTorch has no such CUDA device")
     x, y = x.detach().float().contiguous(), y.detach().long()  # pyautoattack views gradients as rows
-    names = choose_attacks(version, ",".join(attacks))
+    names = choose_attacks(version, attacks if isinstance(attacks, str) else ",".join(attacks))
     suite = Suite(find_package(plain), names, norm, epsilon, seed, version, batch_size, device, plain=plain)
     results = PerImageResults.empty(len(x), tuple(x.shape[1:]), batch_size, len(names), max_saved=len(x))
-    gpus = [device] if device.type == "cuda" else []
+    # The attacks seed every GPU.
+    gpus = range(torch.cuda.device_count()) if device.type == "cuda" or torch.cuda.is_initialized() else []
     state, save = None if folder is None else Path(folder) / STATE, lambda: None
     if state is not None:
         ensure_writable(state.parent, "folder")
@@ -119,10 +124,7 @@ def evaluate(
         with _unchanged(model), torch.random.fork_rng(gpus), ieee_products():  # the last one restores the flags of TF32
             # No folding: tracing a network of another project could lose its hooks and Python-side randomness.
             attacked = prepare_model(model, suite, precision, compile, fold=False)
-            first = x[:1].to(device, copy=True)
-            with torch.no_grad():
-                num_classes = attacked(first).shape[1]
-            require(torch.equal(first, x[:1].to(device)), f"the model {IN_PLACE}")
+            num_classes = check_outputs("the model", attacked, x[:1].to(device), gradient=needs_gradient(names))
             check_classes(names, num_classes)
             if not 0 <= int(y.min()) <= int(y.max()) < num_classes:
                 raise ValueError(f"y must be in [0, {num_classes}), the classes of the model")
@@ -168,13 +170,15 @@ def _fingerprint(model: nn.Module, x: Tensor, y: Tensor, suite: Suite, precision
 
 @contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Give a network its modes, flags, devices and memory order back."""
+    """Give a network its modes, flags, devices and memory order back, and cuDNN its own flag."""
     modes = [(module, module.training) for module in model.modules()]
     parameters = [(p, p.data, p.requires_grad) for p in model.parameters()]
     buffers = [(module, name, b) for module in model.modules() for name, b in module.named_buffers(recurse=False)]
+    benchmark = torch.backends.cudnn.benchmark
     try:
         yield
     finally:
+        torch.backends.cudnn.benchmark = benchmark
         for module, training in modes:
             module.training = training
         for parameter, data, requires_grad in parameters:

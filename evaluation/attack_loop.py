@@ -28,7 +28,7 @@ def prepare_model(model: nn.Module, suite: Suite, precision: str, compile: str, 
     """Return what the suite attacks: an ``AttackedModel``, or with ``suite.plain`` the network itself in eval mode."""
     if suite.plain:
         set_precision(precision, torch.device(suite.device))
-        return model.to(suite.device).eval()
+        return model.to(suite.device).eval().requires_grad_(False)
     return AttackedModel(model, suite.device, precision, compile, fold)
 
 

@@ -133,6 +133,5 @@ def parse_eval(argv: list[str] | None = None) -> EvalConfig:
     values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     if "widen_factor" in values:
         values.setdefault("student", f"wrn-34-{values.pop('widen_factor')}")
-        values.pop("widen_factor", None)
     apply_num_classes(values)
     return EvalConfig(**values)

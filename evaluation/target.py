@@ -1,6 +1,7 @@
 """The target of an evaluation: the network in a checkpoint, and the test images of its data set."""
 
 import hashlib
+import os
 import re
 import sys
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from datasets import Dataset, load_dataset
+from evaluation.autoattack.suite import needs_gradient
 from evaluation.config import EvalConfig
 from models import checkpoint
 from models.custom import check_outputs, is_custom, source_hashes
@@ -75,14 +77,16 @@ def load_network(config: EvalConfig) -> LoadedModel:
     )
 
 
-def check_network(loaded: LoadedModel, data: Dataset) -> None:
-    """Check that a user's network takes the images and returns logits of the classes.
+def check_network(loaded: LoadedModel, data: Dataset, attacks: tuple[str, ...]) -> None:
+    """Check that a user's network takes the images and returns logits of the classes, as the attacks need them.
 
     Raises:
         UserError: it does not.
     """
     if is_custom(loaded.name):
-        check_outputs(loaded.name, loaded.model.eval(), data.num_classes, data.test(2)[0])
+        check_outputs(
+            loaded.name, loaded.model.eval(), data.test(2)[0], data.num_classes, gradient=needs_gradient(attacks)
+        )
 
 
 def load_data(config: EvalConfig, loaded: LoadedModel) -> Dataset:
@@ -116,7 +120,7 @@ def _check_classes(config: EvalConfig, loaded: LoadedModel, name: str, num_class
 
 def run_name(config: EvalConfig) -> str:
     """Return the mark, or the training run's for one of its checkpoints (folder MARK), or the file's name."""
-    path = Path(config.checkpoint).resolve()
+    path = Path(os.path.realpath(config.checkpoint))  # which a loop of links does not stop
     ours = re.fullmatch(r"last|best|(student|average)-epoch\d+", path.stem)
     return config.mark or re.sub(r"[^\w.+-]", "-", path.parent.name if ours else path.stem)
 

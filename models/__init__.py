@@ -107,8 +107,11 @@ def _network(name: str, num_classes: int) -> nn.Module:
     )
 
 
-def check_images(name: str, num_classes: int, batch: int, height: int, width: int) -> None:
+def check_images(name: str, num_classes: int, batch: int, height: int, width: int, attacked: bool = True) -> None:
     """Make sure that a network can be trained on such batches, without taking memory or random numbers.
+
+    Args:
+        attacked: whether a user's network must have a gradient with respect to the images.
 
     Raises:
         UserError: the images are too small: BatchNorm would see a single value, or a feature map would be empty; or a
@@ -117,7 +120,7 @@ def check_images(name: str, num_classes: int, batch: int, height: int, width: in
     if is_custom(name):
         with torch.random.fork_rng([]):
             model = create_custom(name, num_classes).train()
-            check_outputs(name, model, num_classes, torch.rand(min(batch, 2), 3, height, width))
+            check_outputs(name, model, torch.rand(min(batch, 2), 3, height, width), num_classes, attacked)
         return
     with torch.device("meta"):
         model = create_model(name, num_classes).train()

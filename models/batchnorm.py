@@ -79,7 +79,7 @@ def global_statistics(x: Tensor, group: ProcessGroup) -> tuple[Tensor, Tensor, T
         n = x.numel() // channels
         mean, var = (t.double() for t in torch.batch_norm_update_stats(x, None, None, 0.0))
         torch.cat([n * mean, n * (var + mean**2), sums.new_full((1,), n)], out=sums)
-    group.sum_(sums)
+    group.all_reduce_(sums)
     count = sums[-1]
     mean = sums[:channels] / count
     return mean, (sums[channels:-1] / count - mean**2).clamp_min(0), count
@@ -118,7 +118,7 @@ class _Normalise(torch.autograd.Function):
         if not ctx.needs_input_grad[0]:
             return None, grad_weight, grad_bias, *[None] * 5
         sums = torch.stack([grad_weight, grad_bias]).double()
-        ctx.group.sum_(sums)
+        ctx.group.all_reduce_(sums)
         # d/dx = weight invstd (grad - mean of grad - normalised x times the mean of grad times normalised x)
         scale = weight * invstd
         slope, shift = -scale * (sums / count).to(scale.dtype)

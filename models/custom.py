@@ -17,6 +17,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from utils.errors import UserError, first_line
 
@@ -32,6 +33,7 @@ class Source:
     sha256: str
 
 
+NO_GRADIENT = "has no gradient, which attacks need: leave torch.no_grad and detach out of its forward"
 IN_PLACE = "changes the images that it is given, in place: write x = x - mean, not x -= mean, in its forward"
 
 
@@ -110,7 +112,7 @@ def create_custom(name: str, num_classes: int) -> nn.Module:
     """The user's network, freshly initialised.
 
     Raises:
-        UserError: as ``load_source``; or the call fails, or returns no ``nn.Module``.
+        UserError: as ``load_source``; or the call fails, or returns no ``nn.Module``, or one with lazy layers.
     """
     factory = load_source(name).factory
     try:
@@ -119,18 +121,28 @@ def create_custom(name: str, num_classes: int) -> nn.Module:
         raise UserError(f"{name} cannot be called with num_classes={num_classes} ({_describe(error)})") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"{name} returns a {type(model).__name__}: it must return a torch.nn.Module")
+    if lazy := [parameter for parameter, value in model.named_parameters() if is_lazy(value)]:
+        raise UserError(f"{name} has a lazy layer ({lazy[0]}), whose size its first images set: give it its size")
     return model
 
 
-def check_outputs(name: str, model: nn.Module, num_classes: int, images: Tensor) -> None:
-    """Make sure that a network maps images (B, C, H, W) to logits (B, num_classes), in its present mode.
+def check_outputs(
+    name: str, model: nn.Module, images: Tensor, num_classes: int | None = None, gradient: bool = True
+) -> int:
+    """Make sure that a network maps images (B, C, H, W) to logits (B, num_classes), in its present mode; return their
+    number of classes.
+
+    Args:
+        num_classes: None takes any.
+        gradient: whether the logits must have one with respect to the images.
 
     Raises:
         UserError: it does not; the sentence names what it returned or raised.
     """
-    shape, given = tuple(images.shape), images.clone()
+    shape, leaf = tuple(images.shape), images.detach().clone().requires_grad_(gradient)
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradient):
+            given = leaf.clone()  # a leaf may not be changed in place
             logits = model(given)
     except Exception as error:
         raise UserError(f"{name} does not fit images of shape {shape}: it raised {_describe(error)}") from error
@@ -138,11 +150,17 @@ def check_outputs(name: str, model: nn.Module, num_classes: int, images: Tensor)
         raise UserError(f"{name} {IN_PLACE}")
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         raise UserError(f"{name} returned a {type(logits).__name__}: it must return logits, a float tensor (B, C)")
-    if tuple(logits.shape) != (len(images), num_classes):
+    if logits.dim() != 2 or tuple(logits.shape) != (len(images), num_classes or logits.shape[1]):
+        classes = num_classes or "C"
         raise UserError(
-            f"{name} returned logits of shape {tuple(logits.shape)} for {num_classes} classes and images of shape "
-            f"{shape}: they must be {(len(images), num_classes)}"
+            f"{name} returned logits of shape {tuple(logits.shape)} for {classes} classes and images of shape {shape}: "
+            f"they must be ({len(images)}, {classes})"
         )
+    if gradient and not (
+        logits.requires_grad and torch.autograd.grad(logits.sum(), leaf, allow_unused=True)[0] is not None
+    ):
+        raise UserError(f"{name} {NO_GRADIENT}")
+    return logits.shape[1]
 
 
 def source_hashes(*names: str) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """Mean and standard deviation of the pixels, subtracted and divided inside the network: attacks stay in [0, 1]."""
 
-import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -32,7 +31,7 @@ def parse_normalization(text: str) -> Normalization | None:
     """``cifar10``, ``cifar100``, ``M,M,M/S,S,S``, or ``none`` for None.
 
     Raises:
-        UserError: none of these, or a standard deviation that is not above 0.
+        UserError: none of these, or means and standard deviations that are not of pixels in [0, 1].
     """
     if text == "none":
         return None
@@ -40,7 +39,7 @@ def parse_normalization(text: str) -> Normalization | None:
         return NAMED[text]
     try:
         mean, std = (tuple(float(value) for value in part.split(",")) for part in text.split("/"))
-        if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
+        if not (len(mean) == len(std) == 3 and all(0 <= m <= 1 for m in mean) and all(0 < s <= 1 for s in std)):
             raise ValueError
     except ValueError as error:
         raise UserError(

@@ -27,7 +27,7 @@ def load_file(path: str | Path, device: torch.device | str = "cpu", content: byt
     """
     if content is None:
         content = read_file(path)
-    if Path(path).suffix == ".safetensors":
+    if Path(path).suffix == ".safetensors" or content[8:10] == b'{"':  # its header, after the length
         return _load_safetensors(path, device, content)
     try:
         if damaged := damaged_members(content):
@@ -43,6 +43,10 @@ def load_file(path: str | Path, device: torch.device | str = "cpu", content: byt
             ) from error
         raise UserError(f"{path} is not a torch checkpoint: download or copy it again") from error
     except Exception as error:  # a damaged file makes zipfile, pickle, struct and torch raise nearly anything
+        if "TorchScript" in str(error):
+            raise UserError(
+                f"{path} is a TorchScript program, which is never run here: save the state_dict() of the network"
+            ) from error
         raise UserError(f"{path} is damaged, truncated or not a torch checkpoint: download or copy it again") from error
 
 
@@ -146,7 +150,9 @@ def check_fits(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> 
         raise UserError(f"{path} holds tensors that are no plain weights: {_enumerate(odd)}; save its state_dict again")
     storages = [state[name].untyped_storage() for name in expected]
     stored = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-    if stored < sum(state[name].numel() * state[name].element_size() for name in expected):
+    # Weights that the network ties are stored once. (Storages have an address on the meta device too.)
+    once = {(t.untyped_storage()._cdata, t.storage_offset(), t.shape): name for name, t in expected.items()}.values()
+    if stored < sum(state[name].numel() * state[name].element_size() for name in once):
         raise UserError(
             f"{path} holds fewer numbers than its shapes say (expanded or shared tensors): save clones of them"
         )

@@ -52,15 +52,17 @@ def choose_attacks(version: str, attacks: str) -> tuple[str, ...]:
     return names
 
 
+def needs_gradient(attacks: tuple[str, ...]) -> bool:
+    return attacks != ("square",)
+
+
 def check_classes(attacks: tuple[str, ...], num_classes: int) -> None:
     """Raises: UserError: an attack needs more classes than there are."""
     needed = {"apgd-t": NUM_TARGETS + 1, "fab-t": NUM_TARGETS + 1, "apgd-dlr": 3}
     for attack in attacks:
-        if num_classes < needed.get(attack, 2):
-            raise UserError(
-                f"{attack} needs {needed[attack]} classes and here are {num_classes}: "
-                "pass --version custom --attacks apgd-ce,fab,square"
-            )
+        if num_classes < (least := needed.get(attack, 2)):
+            instead = ": pass --version custom --attacks apgd-ce,fab,square" if num_classes > 1 else ""
+            raise UserError(f"{attack} needs {least} classes and here are {num_classes}{instead}")
 
 
 def find_package(plain: bool = False) -> ModuleType:

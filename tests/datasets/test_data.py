@@ -87,6 +87,16 @@ def test_npz_round_trip(tmp_path, save, name, num_classes):
     assert (dataset.name, dataset.num_classes, dataset.padding, dataset.flip) == (name, num_classes, 4, True)
 
 
+@pytest.mark.parametrize("key", ["y_train", "y_test"])
+def test_images_in_the_order_of_their_classes_are_noticed(key):
+    labels = {split: np.tile(np.arange(4, dtype=np.uint8), 6) for split in ("y_train", "y_test")}
+    images, names = np.zeros((24, 8, 8, 3), np.uint8), tuple("abcd")
+    assert Dataset(name="a", x_train=images, x_test=images, class_names=names, **labels).order_notice == ""
+    labels[key] = np.sort(labels[key])
+    notice = Dataset(name="a", x_train=images, x_test=images, class_names=names, **labels).order_notice
+    assert notice.startswith(f"the {'training' if key == 'y_train' else 'test'} images are sorted by class")
+
+
 def test_labels_of_any_integer_type(tmp_path):
     content = arrays()
     np.savez(tmp_path / "a.npz", **content)

@@ -98,11 +98,13 @@ def test_a_python_without_packages_gets_a_sentence(program):
 
 
 def test_the_opening_says_what_is_trained_and_where_it_comes_from(tmp_path):
-    Trainer(tiny_run(tmp_path, method="trades", epochs=1, decay_epochs=(76, 91))).fit()
+    late = {"decay_epochs": (76, 91), "awp_gamma": 0.005, "awp_start_epoch": 10}
+    Trainer(tiny_run(tmp_path, method="trades", epochs=1, **late)).fit()
     log = (tmp_path / "Logs" / "run" / "train.log").read_text()
     for part in ("trades (beta 6)", "lr 0.1 multistep", "1 epochs of batches of 16", "seed 2", "CPU with "):
         assert part in log.splitlines()[0], part
     assert "warning: the learning rate does not decay at 76, 91, after the last epoch 1: --decay-epochs 3/4,9/10" in log
+    assert "warning: there is no weight perturbation before epoch 10, after the last epoch 1: set --awp-start" in log
     settings = json.loads((tmp_path / "Logs" / "run" / "config.json").read_text())
     assert settings.keys() >= set(PROVENANCE) and settings["threads"] == torch.get_num_threads()
 
@@ -143,7 +145,12 @@ def test_the_opening_tells_each_decay(changes, text):
 
 @pytest.mark.parametrize(("flags", "warned"), [({"norm": "l2", "epsilon": 0.5}, True), ({"num_steps": 5}, False)])
 def test_an_attack_that_cannot_reach_epsilon(tmp_path, flags, warned):
-    Trainer(tiny_run(tmp_path, method="at", epochs=1, **{"step_size": 0.007, "num_steps": 10} | flags)).fit()
+    Trainer(tiny_run(tmp_path, method="trades", epochs=1, **{"step_size": 0.007, "num_steps": 10} | flags)).fit()
     sentence = "warning: 10 attack steps reach 0.07 at most, less than epsilon 0.5: set --step-size or --step-ratio"
     log = (tmp_path / "Logs" / "run" / "train.log").read_text()
     assert (sentence in log) == ("less than epsilon" in log) == warned
+
+
+def test_an_attack_that_starts_anywhere_in_the_ball_is_not_warned_of(tmp_path):
+    Trainer(tiny_run(tmp_path, method="at", epochs=1, epsilon=0.1, step_size=0.007, num_steps=1)).fit()
+    assert "less than epsilon" not in (tmp_path / "Logs" / "run" / "train.log").read_text()

@@ -166,7 +166,66 @@ def test_a_network_that_changes_its_images_is_refused_and_they_are_kept():
         evaluate(Shifting(), x, y, 0.1, version="custom", attacks=["square"])
     assert torch.equal(x, before)
     with pytest.raises(UserError, match="in place"):
-        check_outputs("net.py:Shifting", Shifting(), 4, x)
+        check_outputs("net.py:Shifting", Shifting(), x, 4)
+
+
+class Rounding(torch.nn.Module):
+    """An old defence: its logits have a gradient with respect to the weights, not to the images."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4))
+
+    def forward(self, x):
+        return self.net(torch.from_numpy((8 * x.detach()).numpy().round() / 8))
+
+
+class Numpy(Rounding):
+    def forward(self, x):
+        return self.net(torch.from_numpy((8 * x).numpy().round() / 8))
+
+
+def test_a_network_without_gradient_is_for_the_square_attack_alone():
+    x, y = torch.rand(3, 3, 2, 2), torch.arange(3)
+    for attacks in ("apgd-ce", "square,apgd-ce", ["fab"]):
+        with pytest.raises(UserError, match="the model has no gradient, which attacks need"):
+            evaluate(Rounding(), x, y, 0.1, version="custom", attacks=attacks)
+    with torch.no_grad():
+        network = Numpy()
+        result = evaluate(network, x, network(x).argmax(1), 1e-9, version="custom", attacks="square")
+    assert result.accuracy_after == {"square": 100.0}
+    assert check_outputs("net.py:Numpy", Numpy(), x, gradient=False) == 4
+    with pytest.raises(UserError, match="Rounding has no gradient"):
+        check_outputs("net.py:Rounding", Rounding(), x, 4)
+
+
+def test_a_network_that_returns_a_tuple():
+    class Pair(torch.nn.Module):
+        def forward(self, x):
+            return x, x
+
+    with pytest.raises(UserError, match=r"the model returned a tuple: it must return logits"):
+        evaluate(Pair(), torch.rand(1, 3, 2, 2), torch.zeros(1), 0.1)
+
+
+def test_what_is_around_the_network_is_given_back():
+    """Of the official front end too, whose FAB takes gradients of everything."""
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4))
+    x, kept = torch.rand(3, 3, 2, 2), torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        for plain in (False, True):
+            evaluate(net, x, net(x).argmax(1), 0.01, version="custom", attacks="fab", plain=plain)
+            assert torch.backends.cudnn.benchmark
+    finally:
+        torch.backends.cudnn.benchmark = kept
+    assert all(p.grad is None and p.requires_grad for p in net.parameters())
+
+
+def test_one_class():
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 1))
+    with pytest.raises(UserError, match=r"apgd-ce needs 2 classes and here are 1$"):
+        evaluate(net, torch.rand(1, 3, 2, 2), torch.zeros(1), 0.1)
 
 
 @pytest.mark.parametrize(
@@ -175,6 +234,7 @@ def test_a_network_that_changes_its_images_is_refused_and_they_are_kept():
         ({"norm": "Linf"}, UserError, "norm 'Linf': choose linf or l2"),
         ({"precision": "fp16"}, UserError, "precision 'fp16': choose fp32, tf32, bf16"),
         ({"compile": "maybe"}, UserError, "compile 'maybe': choose auto, on, off"),
+        ({"device": "cuda:99"}, UserError, "device 'cuda:99': this machine or this PyTorch has no such CUDA device"),
         ({"batch_size": 0}, ValueError, "batch_size must be 1 or more, not 0"),
         ({"y": torch.tensor([0, 4])}, ValueError, r"y must be in \[0, 4\)"),
         ({"y": torch.tensor([0, -1])}, ValueError, r"y must be in \[0, 4\)"),

@@ -11,6 +11,20 @@ from tests.helpers import digits, tiny_run
 from utils.errors import UserError
 
 NET = "from torchvision.models import resnet18\n\ndef net(num_classes):\n    return resnet18(num_classes=num_classes)\n"
+PROBE = """
+import torch
+from torch import nn
+
+class Probe(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.features, self.last = nn.Linear(3, 8), nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        with torch.no_grad():
+            features = self.features(x.mean((2, 3)))
+        return self.last(features)
+"""
 SMALL = {"num_steps": 1, "limit_train": 16, "eval_size": 4, "val_size": 8, "decay_epochs": (), "method": "trades"}
 
 
@@ -56,6 +70,16 @@ def test_another_version_of_the_file_is_not_resumed(tmp_path, name):
     load_source.cache_clear()
     with pytest.raises(UserError, match=r"of another run \(the source file of a network\): use the same settings"):
         Trainer(config)
+
+
+def test_a_guide_needs_no_gradient_of_its_images(tmp_path):
+    """Such as a pretrained network under torch.no_grad with a new last layer."""
+    (tmp_path / "probe.py").write_text(PROBE)
+    run = {**SMALL, "method": "lbgat", "epochs": 1, "guide": f"{tmp_path}/probe.py:Probe"}
+    trainer = Trainer(tiny_run(tmp_path, **run))
+    assert trainer.guide.features.weight.requires_grad
+    with pytest.raises(UserError, match="Probe has no gradient, which attacks need"):
+        Trainer(tiny_run(tmp_path, **run | {"student": run["guide"]}))
 
 
 def test_the_name_of_the_run_is_one_of_a_folder(tmp_path, name):

@@ -19,10 +19,11 @@ from evaluation import attack_loop
 from evaluation.autoattack.suite import STANDARD
 from evaluation.config import parse_eval
 from evaluation.summary import FILES
-from evaluation.target import LoadedModel, run_name, warn_of_other_training
+from evaluation.target import LoadedModel, load_network, run_name, warn_of_other_training
 from models import create_model
 from models.weights import read_file
 from tests.helpers import QUICK, ROOT, digits
+from utils.errors import UserError
 from utils.files import file_hash, lock_folder
 from utils.options import format_epsilon
 
@@ -402,3 +403,12 @@ def test_real_command_line(tmp_path):
 )
 def test_run_name(flags, name):
     assert run_name(parse_eval(flags.split())) == name
+
+
+def test_a_link_to_itself_is_no_checkpoint(tmp_path):
+    path = tmp_path / "last.pt"
+    path.symlink_to(path)
+    config = parse_eval(["--checkpoint", str(path)])
+    assert run_name(config)
+    with pytest.raises(UserError, match=r"no checkpoint at .*last\.pt"):
+        load_network(config)

@@ -15,6 +15,18 @@ from tests.helpers import ROOT
 from tests.models.test_custom import NET
 from utils.errors import UserError
 
+TIED = """
+from torch import nn
+
+class Tied(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.first, self.last = nn.Linear(num_classes, num_classes), nn.Linear(num_classes, num_classes)
+        self.last.weight = self.first.weight
+
+    def forward(self, x):
+        return self.last(self.first(x.flatten(1)[:, : self.first.in_features]))
+"""
 MEAN, STD = torch.tensor([0.5, 0.25, 0.125]).view(1, 3, 1, 1), torch.tensor([0.25, 0.5, 0.125]).view(1, 3, 1, 1)
 
 
@@ -46,6 +58,14 @@ FORMS = {
     "under `net`": (lambda s, decoy: {"net": s, "acc": 50.0}, "weights under 'net'"),
     "under `student`, beside a guide": (lambda s, decoy: {"student": s, "guide": decoy}, "weights under 'student'"),
     "under `ema`, beside `model`": (lambda s, decoy: {"model": decoy, "ema": s}, "weights under 'ema' (not model)"),
+    "under `state_dict_ema`, beside `state_dict`": (
+        lambda s, decoy: {"state_dict": decoy, "state_dict_ema": s},
+        "weights under 'state_dict_ema' (not state_dict)",
+    ),
+    "under `model_ema`, of PyTorch's `AveragedModel`": (
+        lambda s, decoy: {"model": decoy, "model_ema": {"n_averaged": torch.tensor(9), **prefixed(s, "module.")}},
+        "weights under 'model_ema' (not model); prefix 'module.' removed; the count 'n_averaged'",
+    ),
     "nested, such as `model` in `checkpoint['state_dict']`": (
         lambda s, decoy: {"state_dict": {"model": s, "epoch": 3}},
         "weights under 'state_dict'; weights under 'model'",
@@ -120,19 +140,46 @@ REFUSED = {
     "`mean` without `std`": (lambda s: {**s, "mean": MEAN}, "left over mean$"),
     "an optimizer alone": (
         lambda s: {"optimizer": {"lr": 1.0}},
-        r"no.* state dict.* under ema, student, .* but optimi",
+        r"no.* state dict.* under ema, .* but optimi",
+    ),
+    "a TorchScript file": (
+        lambda s: torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)),
+        r"is a TorchScript program, which is never run here: save the state_dict\(\) of the network",
     ),
     "a pickled network": (lambda s: torch.nn.Linear(2, 2), "more than weights .*never run here"),
 }
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit")
 @pytest.mark.parametrize("form", REFUSED)
 def test_refused_form(tmp_path, model, form):
     make, sentence = REFUSED[form]
     path = tmp_path / "weights.pt"
-    torch.save(make(model.state_dict()), path)
+    save = torch.jit.save if "TorchScript" in form else torch.save
+    save(make(model.state_dict()), path)
     with pytest.raises(UserError, match=sentence):
         load(path)
+
+
+def test_a_safetensors_file_is_known_by_its_header(tmp_path, model):
+    path = tmp_path / "weights.pt"
+    pytest.importorskip("safetensors.torch").save_file(model.state_dict(), path)
+    assert load(path).state_dict().keys() == model.state_dict().keys()
+
+
+def test_weights_that_a_network_ties_are_stored_once(tmp_path):
+    (tmp_path / "tied.py").write_text(TIED)
+    torch.manual_seed(0)
+    network, x = create_model(f"{tmp_path}/tied.py:Tied", 4).eval(), torch.rand(2, 3, 2, 2)
+    state = network.state_dict()
+    for name, content in {"shared": state, "copies": {k: t.clone() for k, t in state.items()}}.items():
+        torch.save(content, path := tmp_path / f"{name}.pt")
+        assert torch.equal(load(path, f"{tmp_path}/tied.py:Tied")(x), network(x))
+    torch.save(
+        {k: state["first.weight"][:1].clone().expand(4, 4) if t.dim() == 2 else t for k, t in state.items()}, path
+    )
+    with pytest.raises(UserError, match="holds fewer numbers than its shapes say"):
+        load(path, f"{tmp_path}/tied.py:Tied")
 
 
 def test_the_page_has_the_same_table():

@@ -34,6 +34,9 @@ def wrong_size(num_classes):
 def no_argument():
     return MyNet(10)
 
+def lazy(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
+
 class Pair(MyNet):
     def forward(self, x):
         return super().forward(x), None
@@ -74,6 +77,7 @@ def test_a_network_of_an_installed_package():
         ("my_net.py:no_argument", r"cannot be called with num_classes=10 \(TypeError"),
         ("my_net.py:wrong_size", r"returned logits of shape \(2, 11\) for 10 classes .*must be \(2, 10\)"),
         ("my_net.py:Pair", "returned a tuple: it must return logits"),
+        ("my_net.py:lazy", r"has a lazy layer \(1\.weight\), whose size its first images set: give it its size"),
         ("my_net.py:", "write FILE.py:NAME or MODULE:NAME"),
         ("broken.py:MyNet", r"broken\.py cannot be loaded \(ZeroDivisionError: division by zero\)"),
         ("exits.py:MyNet", r"exits\.py cannot be loaded \(SystemExit: 3\)"),
@@ -133,7 +137,9 @@ def test_the_named_normalisations_are_of_the_usual_four_digits():
     assert parse_normalization("none") is None
 
 
-@pytest.mark.parametrize("text", ["", "imagenet", "0.5/0.5", "1,2,3", "0,0,0/1,1,0", "0,0,0/1,1,nan", "a,b,c/1,1,1"])
+@pytest.mark.parametrize(
+    "text", ["", "imagenet", "0.5/0.5", "1,2,3", "0,0,0/1,1,0", "0,0,0/1,1,nan", "125,123,114/63,62,67", "a,b,c/1,1,1"]
+)
 def test_impossible_normalisation(text):
     with pytest.raises(UserError, match="choose none, cifar10 or cifar100, or write three means"):
         create_model("wrn-10-1", 10, text)
