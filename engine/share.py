@@ -49,6 +49,6 @@ def share_state(run: Checkpoints, group: ProcessGroup) -> None:
         step = {
             n: torch.zeros(shape, dtype=getattr(torch, t), device=device) for n, (t, shape) in facts["step"].items()
         }
-    group.copy_from_main_(*tensors, *step.values())
+    group.broadcast_(*tensors, *step.values())
     if not group.is_main:
         run.step.load_state_dict(step)

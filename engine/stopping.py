@@ -68,7 +68,7 @@ class StopSignal:
         at = f"epoch {self.checkpoints.progress.epoch}, step {self.checkpoints.progress.step}/{self.steps}"
         text = f"{reason} {self.max_minutes:g}" if reason == MAX_MINUTES else reason
         self.log(f"stopped by {text} at {at}; run the same command again to continue")
-        self.group.sum_(torch.zeros(1))  # waits until process 0 has saved
+        self.group.all_reduce_(torch.zeros(1))  # waits until process 0 has saved
         raise Stopped(text)
 
     def _agree(self) -> str:
@@ -80,7 +80,7 @@ class StopSignal:
         if now - self.checkpoints.saved_at > SECONDS_BETWEEN_SAVES:
             reason = reason or SAVE
         votes = torch.tensor([int(reason == name) for name in REASONS])
-        self.group.sum_(votes)
+        self.group.all_reduce_(votes)
         if self.group.size > 1 and now > self._next_check:
             self.group.check()  # torchrun may be gone, and with it who would end this process
             self._next_check = now + SECONDS_BETWEEN_CHECKS

@@ -34,7 +34,7 @@ def clean_accuracy(
             rows = group.rows(len(y))
             correct += (network.attack_logits(x[rows]).argmax(1) == y[rows]).sum().item()
             on_batch()
-    group.sum_(correct)
+    group.all_reduce_(correct)
     return 100 * correct.item() / len(images)
 
 
@@ -67,7 +67,7 @@ def pgd_accuracy(
             with torch.no_grad():
                 correct += (network.attack_logits(x_adv).argmax(1) == y).sum().item()
             on_batch()
-    group.sum_(correct)
+    group.all_reduce_(correct)
     return 100 * correct.item() / len(images)
 
 
@@ -76,7 +76,7 @@ def _batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Float batches of the size that is fastest: what the processes have compiled, or just large."""
     compiled = torch.tensor(network.acceleration.compile_batch_size)
-    group.sum_(compiled)
+    group.all_reduce_(compiled)
     size = compiled.item() or LARGE_BATCH
     for x, y in zip(images.split(size), labels.split(size), strict=True):
         yield network.in_memory_order(to_float(x)), y

@@ -88,7 +88,7 @@ class ProcessGroup:
         begin = self.rank * share + min(self.rank, longer)
         return slice(begin, begin + share + (self.rank < longer))
 
-    def sum_(self, *tensors: Tensor) -> None:
+    def all_reduce_(self, *tensors: Tensor) -> None:
         """Replace each tensor by its sum over all processes, which call this with the same shapes; all sums are equal.
 
         Raises:
@@ -96,7 +96,7 @@ class ProcessGroup:
         """
         self._exchange(tensors, lambda flat: dist.all_reduce(flat, async_op=True))
 
-    def copy_from_main_(self, *tensors: Tensor) -> None:
+    def broadcast_(self, *tensors: Tensor) -> None:
         """Replace each tensor by rank 0's.
 
         Raises:
@@ -104,10 +104,10 @@ class ProcessGroup:
         """
         self._exchange(tensors, lambda flat: dist.broadcast(flat, 0, async_op=True))
 
-    def whole(self, part: Tensor, n: int) -> Tensor:
+    def all_gather(self, part: Tensor, n: int) -> Tensor:
         """The batch of n rows of which each process holds its ``rows``, differentiable: a gradient that all processes
         compute alike of the whole batch becomes that of the part."""
-        return part if self.size == 1 else _Whole.apply(part, n, self)
+        return part if self.size == 1 else _AllGather.apply(part, n, self)
 
     def _exchange(self, tensors: Sequence[Tensor], start: Callable[[Tensor], Any]) -> None:
         """Run a collective in place on all tensors of a type at once."""
@@ -222,13 +222,13 @@ class ProcessGroup:
         _wait(lambda _: start(), None)
 
 
-class _Whole(torch.autograd.Function):
+class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor, n: int, group: ProcessGroup) -> Tensor:
         ctx.rows = group.rows(n)
         whole = part.new_zeros(n, *part.shape[1:])
         whole[ctx.rows] = part
-        group.sum_(whole)
+        group.all_reduce_(whole)
         return whole
 
     @staticmethod

@@ -48,7 +48,7 @@ class FreeStep(StandardStep):
             self.optimizer.zero_grad(set_to_none=True)
             delta.requires_grad_()
             x_adv = clip(x + delta) if self.objective.clip_image else x + delta
-            terms = self.objective.outer({"adv": self.group.whole(self.student.train_logits(x_adv), n)}, y)
+            terms = self.objective.outer({"adv": self.group.all_gather(self.student.train_logits(x_adv), n)}, y)
             loss = sum(terms.values())
             loss.backward()
             with torch.no_grad():
@@ -56,7 +56,7 @@ class FreeStep(StandardStep):
             self.sum_gradients()
             self.optimizer.step()  # from the gradient at the old delta
             self.losses.append(loss.detach())
-        self.delta = torch.cat([self.group.whole(delta, n), self.delta[n:]])
+        self.delta = torch.cat([self.group.all_gather(delta, n), self.delta[n:]])
         return {"ce": torch.stack(self.losses).mean()}
 
     def _known(self, x: Tensor) -> Tensor:

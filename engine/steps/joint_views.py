@@ -63,5 +63,5 @@ class JointViewsStep(StandardStep):
             self.run_passes(self.passes, 0, views[0], y, found)
             loss = self.objective.perturbed_loss(found, y)
             gradients = weight_gradients(loss, weights.values())
-        self.group.sum_(*gradients)
+        self.group.all_reduce_(*gradients)
         return named_directions(weights, gradients)

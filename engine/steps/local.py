@@ -27,5 +27,5 @@ class LocalStatistics:
         self, views: Sequence[Tensor], y: Tensor, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         terms = self.step(views, y, generator)
-        self.group.copy_from_main_(*self._buffers)
+        self.group.broadcast_(*self._buffers)
         return terms

@@ -218,7 +218,7 @@ class StandardStep:
     def sum_gradients(self) -> None:
         """Add up the gradients of all processes, each of which has those of its rows."""
         parameters = [p for of_group in self.optimizer.param_groups for p in of_group["params"]]
-        self.group.sum_(*[p.grad for p in parameters if p.grad is not None])
+        self.group.all_reduce_(*[p.grad for p in parameters if p.grad is not None])
 
     def outer(self, passes: Iterable[str], i: int, x: Tensor, y: Tensor, logits: Logits) -> dict[str, Tensor]:
         """The method's terms of the i-th part, counted over the views, weighted.
@@ -254,7 +254,7 @@ class StandardStep:
                 with torch.set_grad_enabled(torch.is_grad_enabled() and not only_statistics):
                     out = network.train_logits(images)
             if not only_statistics:
-                logits[name] = self.group.whole(out, len(y))
+                logits[name] = self.group.all_gather(out, len(y))
 
     def frozen_guide(self, images: Tensor) -> Tensor:
         """The guide's logits (B, C) on images (B, 3, H, W), in eval mode and without gradient."""
@@ -287,7 +287,7 @@ class StandardStep:
             for i, (x, known) in enumerate(zip(views, logits, strict=True)):
                 loss = sum(self.outer(passes, i, x, y, known).values())
                 torch._foreach_add_(gradients, weight_gradients(loss, weights.values()))
-        self.group.sum_(*gradients)
+        self.group.all_reduce_(*gradients)
         return named_directions(weights, gradients)
 
     def state_dict(self) -> dict[str, Any]:

@@ -101,7 +101,7 @@ class YOPOStep(StandardStep):
         self.optimizer.zero_grad(set_to_none=True)
         for j in range(int(self.objective.full_passes)):
             with output_of(self.layer, detached=False) as outputs:
-                logits = self.group.whole(self.student.eager_logits(x + eta), n)
+                logits = self.group.all_gather(self.student.eager_logits(x + eta), n)
             loss = sum(self.objective.outer({"adv": logits}, y).values())
             loss.backward()
             slope = outputs[0].grad.detach()
