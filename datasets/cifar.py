@@ -1,16 +1,15 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009), from one npz file or through torchvision."""
 
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 
 from datasets import MOST_CLASSES, Dataset
 from datasets.npz import check_members
 from utils.errors import UserError
+from utils.files import in_turn
 
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
 KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -83,13 +82,8 @@ def _read_or_download(source: Callable[..., Any], folder: Path) -> list[Any]:
         return [source(str(folder), train=split) for split in splits]
     except RuntimeError:  # missing or incomplete
         folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / "download.lock")
-        with suppress(OSError, NotImplementedError):  # a file system without locks
-            lock.acquire()
-        try:
+        with in_turn(folder / "download.lock"):
             return [source(str(folder), train=split, download=True) for split in splits]
-        finally:
-            lock.release()
 
 
 def download(name: str, data_dir: Path) -> Dataset:

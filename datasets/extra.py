@@ -12,7 +12,7 @@ import numpy as np
 
 from datasets.npz import check_members, read_header
 from utils.errors import UserError
-from utils.files import write_atomically
+from utils.files import in_turn, write_atomically
 
 LOCAL_HEADER = struct.Struct("<26x2H")  # of a zip member: ends with the lengths of its name and of its extra field
 BLOCK = 1 << 24  # labels or bytes checked at a time
@@ -115,8 +115,6 @@ def _open(path: Path, file: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarra
 def _unpack(path: Path, file: zipfile.ZipFile, info: zipfile.ZipInfo) -> Path:
     """The .npy file of a compressed member, written if it is not there yet; its name holds the member's checksum."""
     target = path.with_name(f"{path.stem}-{Path(info.filename).stem}-{info.CRC:08x}.npy")
-    if target.is_file() and has_checksum(target, info.CRC, 0, info.file_size):
-        return target
 
     def unpack(unpacked: BinaryIO) -> None:
         with file.open(info) as packed:
@@ -124,7 +122,9 @@ def _unpack(path: Path, file: zipfile.ZipFile, info: zipfile.ZipInfo) -> Path:
                 unpacked.write(block)
 
     try:
-        write_atomically(target, unpack)
+        with in_turn(path.with_name(f"{path.name}.lock")):  # of several processes one unpacks it
+            if not (target.is_file() and has_checksum(target, info.CRC, 0, info.file_size)):
+                write_atomically(target, unpack)
     except UserError as error:
         reason = getattr(error.__cause__, "strerror", None) or error.__cause__
         raise UserError(

@@ -29,8 +29,7 @@ SCHEDULES = (
     "multistep", "piecewise", "cosine", "cosine-from-lr", "onecycle", "cyclic", "onecycle-epochs", "onecycle-updates",
 )  # fmt: skip
 RAMPS, AVERAGES, PADDINGS = ("none", "linear"), ("none", "epoch", "step"), ("zero", "reflect")
-BATCH_NORMS = ("synchronised", "local")
-MOST_DECAYS = 20
+BATCH_NORMS, MOST_DECAYS = ("synchronised", "local"), 20
 
 
 def parse_model(text: str) -> str:
@@ -142,15 +141,14 @@ class TrainConfig(CommonConfig):
     )
     decay_epochs: tuple[int, ...] = option(
         (76, 91),
-        "multistep: epochs from which the learning rate is divided by 10 once more, e.g. 76,91; or parts of the run, "
-        "e.g. 3/4,9/10",
+        "multistep, piecewise: epochs from which the learning rate is divided by 10 once more, e.g. 76,91; or parts of "
+        "the run, e.g. 3/4,9/10",
         "optimisation",
         parse=parse_epochs,
     )
     decay_factors: tuple[float, ...] = option(
         (),
-        "multistep: what the learning rate is multiplied by at each of --decay-epochs; 0.1 each if empty (FAT: "
-        "0.1,0.1,0.5)",
+        "what the learning rate is multiplied by at each of --decay-epochs; 0.1 each if empty (FAT: 0.1,0.1,0.5)",
         "optimisation",
         parse=parse_factors,
     )
@@ -190,7 +188,6 @@ class TrainConfig(CommonConfig):
     average_tau: float = option(
         0.9, "average = tau average + (1 - tau) weights: 0.9 each epoch in IKL-AT", "averaging", at_least=0, below=1
     )
-
     average_warmup: float = option(
         0.0,
         "part of the run in which the average is the student itself: 0.025 in WA-TRADES, 0.75 in DAJAT",
@@ -254,6 +251,10 @@ class TrainConfig(CommonConfig):
             f"--decay-factors {','.join(map(str, self.decay_factors))[:40]}: one above 0 for each of --decay-epochs",
         )
         require(
+            self.average_every != "none" or not (self.average_warmup or self.average_ramp),
+            "--average-warmup and --average-ramp need an average: add --average-every step or epoch",
+        )
+        require(
             not self.stop_overfitting or self.save_freq == 1,
             "--stop-overfitting needs the weights of the epoch before: add --save-freq 1",
         )
@@ -282,8 +283,8 @@ class TrainConfig(CommonConfig):
             UserError: a name is neither, or a value is outside of its range.
         """
         known = {f.name for f in dataclasses.fields(cls)} - {"parameters"}
-        parameters = {name: value for name, value in values.items() if name not in known}
-        return cls(**{name: value for name, value in values.items() if name in known}, parameters=parameters)
+        parameters = {name: values.pop(name) for name in list(values) if name not in known}
+        return cls(**values, parameters=parameters)
 
     def as_dict(self) -> dict[str, Any]:
         """Return every setting, including the method's own parameters, as config.json and the checkpoints hold them;

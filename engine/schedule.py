@@ -1,5 +1,6 @@
 """What changes from epoch to epoch: learning rate, attack, weight perturbation."""
 
+import itertools
 import math
 
 import numpy as np
@@ -16,8 +17,8 @@ def learning_rate(config: TrainConfig, epoch: int, done: float = 0.5, updates: i
     * ``multistep``: ``lr``, times ``warmup_factor`` in epoch 1, divided by 10 from each of ``decay_epochs`` on, or
       multiplied by its ``decay_factors``. LBGAT's published schedule is 0.02, then 0.1, then 0.01 from 76, 0.001 from
       91.
-    * ``piecewise``: ``lr``, divided by 10 from each of ``decay_epochs`` on, and already where ``done`` is 1 in the
-      epoch before (Rice, Wong and Kolter, ICML 2020).
+    * ``piecewise``: the same without warm-up, and already where ``done`` is 1 in the epoch before (Rice, Wong and
+      Kolter, ICML 2020).
     * ``cosine``: ``lr`` 0.5 (1 + cos(pi epoch / (E + 1))), as in IKL-AT; ``cosine-from-lr``: the same with
       (epoch - 1) / E, as in DAJAT.
     * ``onecycle``: linear from 0 to ``lr`` at 2/5 of the training and back to 0 (Wong, Rice and Kolter, ICLR 2020).
@@ -40,16 +41,15 @@ def learning_rate(config: TrainConfig, epoch: int, done: float = 0.5, updates: i
         return config.lr * triangle(config, epoch, done)
     if config.schedule.startswith("onecycle-"):
         return one_cycle(config, epoch, done, updates, config.lr / 25, config.lr, config.lr / 250_000)
-    if config.schedule == "piecewise":
-        return config.lr / 10 ** sum(epoch - 1 + done >= decay - 1 for decay in config.decay_epochs)
-    if config.schedule != "multistep":
+    if config.schedule not in ("multistep", "piecewise"):
         raise ValueError(f"no learning rate for the schedule {config.schedule!r}")
-    if epoch == 1 and config.warmup_factor != 1:
+    if config.schedule == "multistep" and epoch == 1 and config.warmup_factor != 1:
         return config.lr * config.warmup_factor
+    early = config.schedule == "piecewise"
+    decayed = [epoch - 1 + done >= decay - 1 if early else epoch >= decay for decay in config.decay_epochs]
     if config.decay_factors:
-        decays = zip(config.decay_epochs, config.decay_factors, strict=True)
-        return config.lr * math.prod(factor for decay, factor in decays if epoch >= decay)
-    return config.lr / 10 ** sum(epoch >= decay for decay in config.decay_epochs)
+        return config.lr * math.prod(itertools.compress(config.decay_factors, decayed))
+    return config.lr / 10 ** sum(decayed)
 
 
 def momentum(config: TrainConfig, epoch: int, done: float = 0.5, updates: int = MANY) -> float:

@@ -1,4 +1,4 @@
-"""Files on disk: atomic writes, checksums, and a lock on a run's folder."""
+"""Files on disk: atomic writes, checksums, and locks."""
 
 import hashlib
 import json
@@ -129,6 +129,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             continue
     return [entries[epoch] for epoch in sorted(entries)]
+
+
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Let one process after another run this, by a lock on the file at path, which stays; on a file system without
+    locks, or in a folder that cannot be written, they run it at once."""
+    lock = filelock.FileLock(path)
+    with suppress(OSError, NotImplementedError):
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

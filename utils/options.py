@@ -3,7 +3,10 @@
 import argparse
 import dataclasses
 import math
+import numbers
+import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -96,6 +99,8 @@ class CommonConfig:
     log_dir: str = option("Logs", "logs go to LOG_DIR/MARK")
 
     def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            object.__setattr__(self, f.name, convert(f, getattr(self, f.name)))
         require(self.norm in NORMS, f"--norm {self.norm}: choose {' or '.join(NORMS)}")
         object.__setattr__(self, "epsilon", parse_epsilon(self.epsilon, norm=self.norm))
         require(
@@ -120,6 +125,27 @@ def flag(name: str) -> str:
 def require(condition: bool, message: str) -> None:
     if not condition:
         raise UserError(message)
+
+
+def convert(f: dataclasses.Field, value: Any) -> Any:
+    """A value as its flag gives it: of a program, also a path for a text, and a list or its text for a tuple.
+
+    Raises:
+        UserError: the value is of another kind than the field's default.
+    """
+    kind = type(f.default)
+    if "help" not in f.metadata or (kind is float and "parse" in f.metadata):  # parsed as a radius
+        return value
+    if kind is tuple:
+        if isinstance(value, str) and "parse" in f.metadata:
+            return f.metadata["parse"](value)
+        require(isinstance(value, Iterable), f"{flag(f.name)} {str(value)[:40]!r} must be a list")
+        return tuple(part.item() if hasattr(part, "item") else part for part in value)  # also numbers of NumPy
+    accepted = {bool: bool, int: numbers.Integral, float: numbers.Real, str: (str, os.PathLike)}[kind]
+    fits = isinstance(value, accepted) and isinstance(value, bool) == (kind is bool)
+    name = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}[kind]
+    require(fits, f"{flag(f.name)} {str(value)[:40]!r} must be {name}")
+    return kind(value)
 
 
 def check_range(f: dataclasses.Field, value: Any) -> None:

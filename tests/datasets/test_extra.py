@@ -1,5 +1,8 @@
 """Extra images: mapped instead of loaded, mixed into every batch at the exact fraction, from (seed, epoch) alone."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +15,7 @@ from engine.config import TrainConfig
 from engine.stopping import Stopped, StopSignal
 from engine.trainer import Trainer
 from utils.errors import UserError
+from utils.files import write_atomically
 
 REAL, EXTRA = 50, 40
 
@@ -132,7 +136,21 @@ def test_no_room_to_unpack(tmp_path, monkeypatch):
     monkeypatch.setattr("os.replace", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(UserError, match=r"cannot be unpacked beside itself \(No space left on device\)"):
         load(path)
-    assert list(tmp_path.iterdir()) == [path]
+    assert [file for file in tmp_path.iterdir() if file.suffix != ".lock"] == [path]
+
+
+def test_several_processes_unpack_once(tmp_path, monkeypatch):
+    path, written = write(tmp_path, np.savez_compressed), []
+
+    def slowly(target, unpack):
+        time.sleep(0.05)
+        written.append(target.suffix)
+        write_atomically(target, unpack)
+
+    monkeypatch.setattr("datasets.extra.write_atomically", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        assert len({extra.fingerprint for extra in pool.map(lambda _: load(path), range(4))}) == 1
+    assert written.count(".npy") == 2  # images and labels
 
 
 # -- in the loader ---------------------------------------------------------------------------------------------------

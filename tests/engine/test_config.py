@@ -4,7 +4,9 @@ import dataclasses
 import json
 import math
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from engine.command_line import parse_train
@@ -51,9 +53,11 @@ VALUES = {
     "mark": "my-run_1.2+x",
     "decay_epochs": (5, 6),
     "accumulate": 131,  # divides the batch size
+    "decay_factors": (0.5, 0.25),
+    "onecycle_up": 0.5,
+    "save_freq": 1,
+    "average_every": "step",
 }
-VALUES |= {"decay_factors": (0.5, 0.25), "onecycle_up": 0.5, "save_freq": 1}
-VALUES |= {"accumulate": 131}  # divides the batch size
 VALUES |= {"version": "custom", "epsilons": (0.0, 0.5), "export": ("robustbench", "out"), "compare": ("a", "b")}
 
 
@@ -65,8 +69,6 @@ def another_value(f, config):
         return True
     if "choices" in f.metadata:
         return next(choice for choice in f.metadata["choices"] if choice != f.default)
-    if isinstance(f.default, bool):
-        return not f.default
     if isinstance(f.default, float):
         return f.default / 2 + 0.125
     return f.default + 3 if isinstance(f.default, int) else "some"
@@ -82,9 +84,6 @@ def test_every_field_has_a_flag(parse, config):
             argv.append(flag(name))
             continue
         words = value if isinstance(value, tuple) else (value,)
-        if value is True:
-            argv.append(flag(name))
-            continue
         argv += [flag(name), *words] if name in ("export", "compare") else [flag(name), ",".join(map(str, words))]
     assert all(value != getattr(config(), name) for name, value in values.items())
     assert parse(argv) == config(**values)
@@ -247,6 +246,7 @@ IMPOSSIBLE = {
     "--schedule linear": "--schedule: invalid choice",
     "--epsilon-ramp cosine": "--epsilon-ramp: invalid choice",
     "--step-ratio -0.5": "--step-ratio -0.5 must be 0 or more",
+    "--average-warmup 0.5": "--average-warmup and --average-ramp need an average: add --average-every step or epoch",
     "--patience -1": "--patience -1 must be 0 or more",
     "--patience 5": "--patience 5 needs held-out images to judge by: add --val-size N",
 }
@@ -266,11 +266,25 @@ def test_impossible_training_settings(line):
         ({"norm": "l1"}, "--norm l1"),
         ({"precision": "fp16"}, "--precision fp16"),
         ({"epsilon": math.nan}, "epsilon 'nan' is not a number"),
+        ({"epochs": 2.5}, "--epochs '2.5' must be a whole number"),
+        ({"epochs": True}, "--epochs 'True' must be a whole number"),
+        ({"lr": "fast"}, "--lr 'fast' must be a number"),
+        ({"nesterov": 1}, "--nesterov '1' must be True or False"),
+        ({"student": None}, "--student 'None' must be a text"),
+        ({"decay_epochs": 76}, "--decay-epochs '76' must be a list"),
     ],
 )
 def test_impossible_settings_without_a_command_line(values, message):
     with pytest.raises(UserError, match=message):
         TrainConfig(**values)
+
+
+def test_a_program_may_pass_paths_lists_and_numbers_of_numpy():
+    values = {"data_dir": Path("sets"), "epochs": np.int64(4), "lr": 1, "decay_epochs": np.array([2, 3]), "mark": "m"}
+    config = TrainConfig(**values)
+    assert config == TrainConfig(data_dir="sets", epochs=4, lr=1.0, decay_epochs=(2, 3), mark="m")
+    assert TrainConfig(epochs=4, decay_epochs="1/2,3/4").decay_epochs == (3, 4)
+    json.dumps(config.as_dict())
 
 
 @pytest.mark.parametrize(

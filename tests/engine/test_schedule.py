@@ -97,6 +97,13 @@ def test_piecewise_decays_one_update_early():
     assert rates[150, 9] == rates[151, 0] == pytest.approx(0.001)
 
 
+def test_piecewise_with_factors():
+    config = TrainConfig(schedule="piecewise", lr=1.0, epochs=4, decay_epochs=(2, 3), decay_factors=(0.5, 0.1))
+    rates = [update["lr"] for step in range(4) for update in update_rates(config, 1, step, 4, 1)]
+    assert rates == [1.0, 1.0, 1.0, 0.5]
+    assert learning_rate(config, 2, 0.5) == 0.5 and learning_rate(config, 3, 0.5) == pytest.approx(0.05)
+
+
 def test_cosine_from_lr_and_the_decay_factors_of_fat():
     config = TrainConfig(schedule="cosine-from-lr", lr=0.2, epochs=200)
     assert [learning_rate(config, e) for e in (1, 101)] == pytest.approx([0.2, 0.1])
