@@ -162,7 +162,8 @@ class Objective(nn.Module):
         raise TypeError(f"{type(self).__name__} does not define outer()")
 
     def after_step(self, logits: Mapping[str, Tensor], y: Tensor) -> None:
-        """Called once a step, after the gradients, without gradient, with the logits (detached) of the loss.
+        """Called once a step (with ``--accumulate`` once a part), after the gradients, without gradient, with the
+        logits (detached) of the loss.
 
         On CUDA it is captured into the step's graph: change tensors in place, and use no Python state and no .item().
         """

@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     arguments = parser.parse_args(argv)
     runs, out = read_runs(arguments.folders), Path(arguments.out)
+    if out.suffix != ".png":
+        raise UserError(f"--out {out} must be a FILE.png")
     for name, metrics in runs.items():
         last = metrics[-1]
         print(

@@ -146,7 +146,7 @@ def load_named(text: str) -> tuple[str, nn.Module, str | None]:
         return name, load_network(content, file).model.eval(), dataset
     if not isinstance(content, dict) or not content.get("guide"):
         raise UserError(f"{file} holds no guide: pass the last.pt of a --method lbgat run")
-    network = load_network({"state_dict": content["guide"]}, file, config["guide"], config.get("normalize", "none"))
+    network = load_network({"state_dict": content["guide"]}, file, config["guide"])
     return name, network.model.eval(), dataset
 
 

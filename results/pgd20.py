@@ -5,6 +5,7 @@ python -m results.pgd20 checkpoints/study/at-seed1/last.pt --epsilons 0.031,8/25
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,17 +17,24 @@ from models.accelerate import AcceleratedModel, choose_acceleration
 from models.checkpoint import load_network
 from models.weights import load_file
 from utils.device import choose_device, set_precision
-from utils.errors import run_program
+from utils.errors import UserError, run_program
 from utils.files import write_atomically
 from utils.options import PRECISIONS, parse_epsilon
 
 
 def measure(
-    checkpoint: Path, epsilons: list[float], data_dir: str, device: torch.device, precision: str = "fp32"
+    checkpoint: Path, epsilons: Sequence[str | float], data_dir: str, device: torch.device, precision: str = "fp32"
 ) -> dict[str, object]:
-    """Clean and PGD-20 accuracy in percent on all test images of the run's data set."""
+    """Clean and PGD-20 accuracy in percent on all test images of the run's data set, in the run's norm.
+
+    Raises:
+        UserError: the file does not hold a run's settings, as last.pt and best.pt do.
+    """
     content = load_file(checkpoint)
+    if not isinstance(content, dict) or "config" not in content:
+        raise UserError(f"{checkpoint} does not say how it was trained: pass a run's last.pt or best.pt")
     config = content["config"]
+    radii = [parse_epsilon(text, norm=config["norm"]) for text in epsilons]
     data = load_dataset(config["dataset"], data_dir)
     images, labels = to_device(data.x_test, data.y_test, device)
     model = load_network(content, checkpoint).model.to(device)
@@ -34,7 +42,7 @@ def measure(
     return {
         "images": len(images),
         "clean": clean_accuracy(network, images, labels),
-        "pgd20": {f"{e:.6g}": pgd_accuracy(network, images, labels, e, config["norm"]) for e in epsilons},
+        "pgd20": {f"{e:.6g}": pgd_accuracy(network, images, labels, e, config["norm"]) for e in radii},
     }
 
 
@@ -47,8 +55,9 @@ def main() -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    epsilons = [parse_epsilon(text) for text in args.epsilons.split(",")]
-    figures = measure(args.checkpoint, epsilons, args.data_dir, choose_device(args.device), args.precision)
+    figures = measure(
+        args.checkpoint, args.epsilons.split(","), args.data_dir, choose_device(args.device), args.precision
+    )
     write_atomically(args.out, lambda file: file.write((json.dumps(figures, indent=2) + "\n").encode()))
 
 

@@ -6,7 +6,7 @@
 # same command resumes: finished runs are skipped, an interrupted one resumes from its last.pt.
 
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
-[ $# -gt 0 ] && [ -f "$1" ] || _fail "pass a recipe and the seeds: bash sh/sweep.sh sh/train_MARK.sh --seeds 1,2,3"
+[ $# -gt 0 ] && [ -f "$1" ] && [ "${1%.sh}" != "$1" ] || _fail "pass a recipe and the seeds: bash sh/sweep.sh sh/train_MARK.sh --seeds 1,2,3"
 recipe=$1
 shift
 seeds='' values='' name='' flags=()

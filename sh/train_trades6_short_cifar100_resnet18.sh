@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# TRADES6 in 30 epochs (Zhang et al., ICML 2019): CIFAR-100, ResNet-18; the published schedule shortened to 30 epochs.
+# TRADES6 in 30 epochs (Zhang et al., ICML 2019): CIFAR-100, ResNet-18; LBGAT's decays, shortened to 30 epochs.
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
 launch train_lbgat.py \
     --dataset cifar100 --method trades --beta 6 --student resnet18 \

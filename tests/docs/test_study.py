@@ -161,9 +161,14 @@ def test_pgd20_on_the_whole_test_set(tmp_path):
     x, y = load_test("digits")
     with torch.no_grad():
         clean = 100 * (model(x).argmax(1) == y).double().mean().item()
-    figures = measure(path, [0.0, 0.1], "data", torch.device("cpu"))
+    figures = measure(path, ["0", "0.1"], "data", torch.device("cpu"))
     assert figures["images"] == len(y) == 360 and figures["clean"] == figures["pgd20"]["0"] == pytest.approx(clean)
     assert figures["pgd20"]["0.1"] < clean
+    torch.save({"config": config | {"norm": "l2"}, "student": model.state_dict()}, path)
+    assert measure(path, ["2"], "data", torch.device("cpu"))["pgd20"].keys() == {"2"}
+    torch.save(model.state_dict(), path)
+    with pytest.raises(UserError, match=r"does not say how it was trained: pass a run's last\.pt or best\.pt"):
+        measure(path, ["0"], "data", torch.device("cpu"))
 
 
 def test_an_unfinished_training_is_refused_and_unpaired_seeds_are_left_out(tmp_path):

@@ -27,3 +27,5 @@ def test_two_runs_in_one_picture(tmp_path, capsys):
     assert png[:4] == b"\x89PNG" and int.from_bytes(png[16:20], "big") == 12 * 160
     with pytest.raises(UserError, match=r"holds no finished epoch \(metrics\.jsonl\)"):
         main([str(tmp_path)])
+    with pytest.raises(UserError, match=r"curves\.pdf must be a FILE\.png"):
+        main([str(tmp_path / "a"), "--out", "curves.pdf"])

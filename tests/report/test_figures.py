@@ -41,9 +41,9 @@ def test_classes_on_the_plane_are_those_of_its_points():
 
 def test_one_command_draws_three_pictures(tmp_path, capsys):
     torch.manual_seed(0)
-    guide, path = create_model("wrn-10-1", 10), tmp_path / "last.pt"
+    guide, path = create_model("wrn-10-1", 10, "cifar10"), tmp_path / "last.pt"
     content = torch.load(SHIPPED, weights_only=True)
-    config = {"student": "wrn-10-1", "guide": "wrn-10-1", "dataset": "digits"}
+    config = {"student": "wrn-10-1", "guide": "wrn-10-1", "dataset": "digits", "normalize": "cifar10"}
     torch.save({"config": config, "student": content["student"], "guide": guide.state_dict()}, path)
     flags = ["--epsilon", "0.1", "--n-examples", "12", "--out", str(tmp_path / "figures")]
     main([f"student={path}", f"guide={path}:guide", *flags])

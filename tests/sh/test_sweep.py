@@ -84,6 +84,7 @@ def test_values_of_a_flag(sweep, tmp_path):
     [
         ([], "pass a recipe and the seeds"),
         (["sh/none.sh", "--seeds", "1"], "pass a recipe and the seeds"),
+        (["requirements.txt", "--seeds", "1"], "pass a recipe and the seeds"),
         (["sh/train_x.sh"], "pass --seeds 1,2,3 or --values FLAG=A,B,C"),
         (["sh/train_x.sh", "--values", "beta"], "write FLAG=A,B,C, such as beta=1,3,6"),
         (["sh/train_x.sh", "--seeds", "1", "--mark", "a"], "--mark is set by the sweep"),
