@@ -123,7 +123,7 @@ def test_flags_in_the_prose_exist(capsys):
             parse(["--help"])
         known |= set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", capsys.readouterr().out))
     for page in PAGES:
-        for name in set(re.findall(r"`(--[a-z][a-z-]*)", without_code(page.read_text()))):
+        for name in set(re.findall(r"`(--[a-z][\w-]*)", without_code(page.read_text()))):
             assert name in known, (page.name, name)
 
 
