@@ -174,10 +174,6 @@ def load_network(
             f"(in Python load(path, {trained!r}))"
         )
     name = canonical_name(trained or "auto" if student == "auto" else student)
-    if trained and not is_custom(trained) and not is_custom(name) and canonical_name(trained) != name:
-        raise UserError(
-            f"{path} was trained as {trained}, not as {name}, which may have the same names: pass {trained}"
-        )
     if name == "auto":
         name = next((told for told, _ in (infer_architecture(choice.state) for choice in choices) if told), None)
     if name is None:
@@ -189,6 +185,8 @@ def load_network(
     inferred = next((n for _, n in (infer_architecture(choice.state) for choice in choices) if n), None)
     classes = inferred or num_classes or (_rows_of_last_matrix(weights.state) if is_custom(name) else None) or 10
     model, chosen = _create(lambda: create_model(name, classes), choices, path, meta=not is_custom(name))
+    if trained and not is_custom(trained) and not is_custom(name) and canonical_name(trained) != name:
+        raise UserError(f"{path} was trained as {trained}, and {name} has weights of the same names: pass {trained}")
     if chosen.normalization is not None and isinstance(model, SwishWideResNet):
         chosen = _without_own_normalization(chosen, model, path)
     chosen_text = str(chosen.normalization or "none")
