@@ -62,10 +62,10 @@ class Dataset:
     def num_classes(self) -> int:
         return len(self.class_names)
 
-    @property
-    def order_notice(self) -> str:
-        """A sentence if a split is sorted by class, else empty."""
-        for split, y in (("training", self.y_train), ("test", self.y_test)):
+    def order_notice(self, *splits: str) -> str:
+        """A sentence if one of these splits, ``train`` or ``test``, is sorted by class, else empty."""
+        for split in splits:
+            y = getattr(self, f"y_{split}")
             if self.num_classes > 1 and len(y) >= MANY and (y[1:] >= y[:-1]).all():
                 return f"the {split} images are sorted by class, the first N are of few: shuffle them (docs/data.md)"
         return ""

@@ -121,9 +121,14 @@ def _unpack(path: Path, file: zipfile.ZipFile, info: zipfile.ZipInfo) -> Path:
             while block := packed.read(BLOCK):
                 unpacked.write(block)
 
+    def is_there() -> bool:
+        return target.is_file() and has_checksum(target, info.CRC, 0, info.file_size)
+
+    if is_there():
+        return target
     try:
         with in_turn(path.with_name(f"{path.name}.lock")):  # of several processes one unpacks it
-            if not (target.is_file() and has_checksum(target, info.CRC, 0, info.file_size)):
+            if not is_there():
                 write_atomically(target, unpack)
     except UserError as error:
         reason = getattr(error.__cause__, "strerror", None) or error.__cause__

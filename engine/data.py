@@ -70,7 +70,8 @@ def load_training_data(config: TrainConfig, device: torch.device) -> TrainingDat
     else:
         split, x, y = "test", dataset.x_test, dataset.y_test
     evaluated = to_device(x, y, device)
-    return TrainingData(loader, *evaluated, split, dataset.num_classes, fingerprint, dataset.order_notice)
+    notice = dataset.order_notice("train", "test")
+    return TrainingData(loader, *evaluated, split, dataset.num_classes, fingerprint, notice)
 
 
 def check_batches(loader: Loader, num_classes: int, student: str, guide: str | None, parts: int = 1) -> None:

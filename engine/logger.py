@@ -114,11 +114,12 @@ class Logger:
                 f"warning: there is no weight perturbation before epoch {config.awp_start_epoch}, after the last epoch "
                 f"{config.epochs}: set --awp-start-epoch"
             )
-        reach = config.num_steps * (config.step_ratio * config.epsilon if config.step_ratio else config.step_size)
+        steps = config.num_steps + (objective.first_inner is not None)
+        reach = steps * (config.step_ratio * config.epsilon if config.step_ratio else config.step_size)
         attacks = "adv" in objective.passes and objective.step == "standard" and objective.start != "uniform"
         if attacks and reach < config.epsilon:
             self.info(
-                f"warning: {config.num_steps} attack steps reach {reach:.3g} at most, less than epsilon "
+                f"warning: {steps} attack steps reach {reach:.3g} at most, less than epsilon "
                 f"{format_epsilon(config.epsilon)}: set --step-size or --step-ratio"
             )
         if data.notice:

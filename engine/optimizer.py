@@ -20,7 +20,7 @@ def create_optimizer(config: TrainConfig, networks: Sequence[nn.Module]) -> torc
     require(config.momentum >= 0.1 or not lowered, "--schedule cyclic lowers --momentum by 0.1: set it to 0.1 or more")
     parameters = [p for net in networks for p in net.parameters() if p.requires_grad]
     trained = any(p.requires_grad for p in networks[0].parameters())
-    require(trained, "the student has no weights to train: none of its parameters requires a gradient")
+    require(trained, "the student has no weights to train: leave requires_grad_(False) out of it")
     groups = [{"params": parameters}]
     if config.no_norm_decay:
         norms = [m for net in networks for m in net.modules() if isinstance(m, nn.BatchNorm2d)]

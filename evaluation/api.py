@@ -86,9 +86,9 @@ def evaluate(
 
     Raises:
         ValueError: x and y do not have these shapes, x is outside [0, 1], or y outside of the classes.
-        UserError: an unknown norm, precision, attack or device, a model that changes its images, has no gradient or
-            returns no logits, too few classes, outputs that are not finite, or out of memory; or the folder holds the
-            state of another evaluation, or is in use.
+        UserError: an unknown norm, precision or attack, a CUDA device that is not there, a model that changes its
+            images, has no gradient or returns no logits, too few classes, outputs that are not finite, or out of
+            memory; or the folder holds the state of another evaluation, or is in use.
     """
     if x.dim() != 4 or y.shape != (len(x),) or len(x) == 0:
         raise ValueError(f"x must be (N, C, H, W) and y (N,), not {tuple(x.shape)} and {tuple(y.shape)}")

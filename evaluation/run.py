@@ -79,7 +79,7 @@ class Evaluation:
         device = choose_device(self.group.device(config.device))
         package = find_package(config.plain)
         self.target = load_network(config)
-        self.data = load_data(config, self.target)
+        self.data = load_data(config, self.target, warn=self.group.is_main)
         check_network(self.target, self.data, attacks)
         check_classes(attacks, self.data.num_classes)
         check_destinations(config, self.target.name, self.data.name, self.target.normalize)
@@ -88,8 +88,6 @@ class Evaluation:
         self.chosen = chosen.encode("utf-8", "backslashreplace").decode()  # a path in it may be no UTF-8
         if self.group.is_main:
             warn_of_other_training(self.target, config)
-            if self.data.order_notice:
-                print(f"notice: {self.data.order_notice}", file=sys.stderr)
         self.suite = Suite(
             package=package,
             attacks=attacks,

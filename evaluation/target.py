@@ -89,8 +89,11 @@ def check_network(loaded: LoadedModel, data: Dataset, attacks: tuple[str, ...]) 
         )
 
 
-def load_data(config: EvalConfig, loaded: LoadedModel) -> Dataset:
+def load_data(config: EvalConfig, loaded: LoadedModel, warn: bool = False) -> Dataset:
     """Return the data set, its test split cut to the images to attack.
+
+    Args:
+        warn: print a line if the first images are of few classes.
 
     Raises:
         UserError: no such data, no way to tell which, or another number of classes than the network's.
@@ -106,6 +109,8 @@ def load_data(config: EvalConfig, loaded: LoadedModel) -> Dataset:
     _check_classes(config, loaded, name, NUM_CLASSES.get(name, loaded.num_classes))  # before it is downloaded
     data = load_dataset(name, config.data_dir)
     _check_classes(config, loaded, name, data.num_classes)
+    if warn and config.n_examples and (notice := data.order_notice("test")):
+        print(f"notice: {notice}", file=sys.stderr)
     attacked = slice(config.n_examples or None)
     return replace(data, x_test=data.x_test[attacked], y_test=data.y_test[attacked])
 

@@ -185,8 +185,12 @@ def load_network(
     inferred = next((n for _, n in (infer_architecture(choice.state) for choice in choices) if n), None)
     classes = inferred or num_classes or (_rows_of_last_matrix(weights.state) if is_custom(name) else None) or 10
     model, chosen = _create(lambda: create_model(name, classes), choices, path, meta=not is_custom(name))
-    if trained and not is_custom(trained) and not is_custom(name) and canonical_name(trained) != name:
-        raise UserError(f"{path} was trained as {trained}, and {name} has weights of the same names: pass {trained}")
+    known = trained is not None and (canonical_name(trained) in RESNETS or canonical_name(trained).startswith("wrn-"))
+    if known and not is_custom(name) and canonical_name(trained) != name:
+        raise UserError(
+            f"{path} was trained as {trained}, and {name} has weights of the same names: pass {trained} as --student, "
+            "or as --guide of a frozen guide"
+        )
     if chosen.normalization is not None and isinstance(model, SwishWideResNet):
         chosen = _without_own_normalization(chosen, model, path)
     chosen_text = str(chosen.normalization or "none")

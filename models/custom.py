@@ -33,7 +33,7 @@ class Source:
     sha256: str
 
 
-NO_GRADIENT = "has no gradient, which attacks need: leave torch.no_grad and detach out of its forward"
+NO_GRADIENT = "has no gradient, which all attacks but square need: leave torch.no_grad and detach out of its forward"
 IN_PLACE = "changes the images that it is given, in place: write x = x - mean, not x -= mean, in its forward"
 
 
@@ -156,10 +156,13 @@ def check_outputs(
             f"{name} returned logits of shape {tuple(logits.shape)} for {classes} classes and images of shape {shape}: "
             f"they must be ({len(images)}, {classes})"
         )
-    if gradient and not (
-        logits.requires_grad and torch.autograd.grad(logits.sum(), leaf, allow_unused=True)[0] is not None
-    ):
-        raise UserError(f"{name} {NO_GRADIENT}")
+    if gradient:
+        try:
+            found = logits.requires_grad and torch.autograd.grad(logits.sum(), leaf, allow_unused=True)[0] is not None
+        except Exception as error:  # such as a function of the user's without a backward
+            raise UserError(f"{name} has no gradient: its backward raised {_describe(error)}") from error
+        if not found:
+            raise UserError(f"{name} {NO_GRADIENT}")
     return logits.shape[1]
 
 

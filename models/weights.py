@@ -30,11 +30,17 @@ def load_file(path: str | Path, device: torch.device | str = "cpu", content: byt
     if Path(path).suffix == ".safetensors" or content[8:10] == b'{"':  # its header, after the length
         return _load_safetensors(path, device, content)
     try:
+        if is_torchscript(content):
+            raise UserError(
+                f"{path} is a TorchScript program, which is never run here: save the state_dict() of the network"
+            )
         if damaged := damaged_members(content):
             raise ValueError(f"the checksum of {damaged[0]} is wrong")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about foreign pickles, which the sentences below are about
             return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         if _holds_code(content, str(error)):
             raise UserError(
@@ -43,10 +49,6 @@ def load_file(path: str | Path, device: torch.device | str = "cpu", content: byt
             ) from error
         raise UserError(f"{path} is not a torch checkpoint: download or copy it again") from error
     except Exception as error:  # a damaged file makes zipfile, pickle, struct and torch raise nearly anything
-        if "TorchScript" in str(error):
-            raise UserError(
-                f"{path} is a TorchScript program, which is never run here: save the state_dict() of the network"
-            ) from error
         raise UserError(f"{path} is damaged, truncated or not a torch checkpoint: download or copy it again") from error
 
 
@@ -71,6 +73,14 @@ def read_file(path: str | Path) -> bytes:
         return Path(path).read_bytes()
     except PermissionError as error:
         raise UserError(f"{path} may not be read: change its permissions") from error
+
+
+def is_torchscript(content: bytes) -> bool:
+    """Whether torch.load would hand the file to torch.jit.load: PyTorch before 2.6 does so in spite of weights_only."""
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        return False
+    with zipfile.ZipFile(io.BytesIO(content)) as file:
+        return any(Path(name).name == "constants.pkl" for name in file.namelist())
 
 
 def damaged_members(content: bytes) -> list[str]:
@@ -150,9 +160,13 @@ def check_fits(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> 
         raise UserError(f"{path} holds tensors that are no plain weights: {_enumerate(odd)}; save its state_dict again")
     storages = [state[name].untyped_storage() for name in expected]
     stored = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-    # Weights that the network ties are stored once. (Storages have an address on the meta device too.)
-    once = {(t.untyped_storage()._cdata, t.storage_offset(), t.shape): name for name, t in expected.items()}.values()
-    if stored < sum(state[name].numel() * state[name].element_size() for name in once):
+    # Weights that the network ties may be stored once. (On the meta device storages have no address, but an identity.)
+    needed: dict[int, tuple[int, int]] = {}
+    for name, tensor in expected.items():
+        storage = tensor.untyped_storage()
+        size = state[name].numel() * state[name].element_size() + needed.get(storage._cdata, (0, 0))[0]
+        needed[storage._cdata] = size, storage.nbytes()
+    if stored < sum(map(min, needed.values())):
         raise UserError(
             f"{path} holds fewer numbers than its shapes say (expanded or shared tensors): save clones of them"
         )

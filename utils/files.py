@@ -133,8 +133,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def in_turn(path: Path) -> Iterator[None]:
-    """Let one process after another run this, by a lock on the file at path, which stays; on a file system without
-    locks, or in a folder that cannot be written, they run it at once."""
+    """Let one process after another run this, by a lock on the file at path, which stays; where the file system
+    cannot lock it they run it at once."""
     lock = filelock.FileLock(path)
     with suppress(OSError, NotImplementedError):
         lock.acquire()

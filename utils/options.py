@@ -133,19 +133,33 @@ def convert(f: dataclasses.Field, value: Any) -> Any:
     Raises:
         UserError: the value is of another kind than the field's default.
     """
-    kind = type(f.default)
-    if "help" not in f.metadata or (kind is float and "parse" in f.metadata):  # parsed as a radius
+    kind, parse = type(f.default), f.metadata.get("parse")
+    if "help" not in f.metadata or (kind is float and parse):  # parsed as a radius
         return value
+    value = _plain(value)
     if kind is tuple:
-        if isinstance(value, str) and "parse" in f.metadata:
-            return f.metadata["parse"](value)
         require(isinstance(value, Iterable), f"{flag(f.name)} {str(value)[:40]!r} must be a list")
-        return tuple(part.item() if hasattr(part, "item") else part for part in value)  # also numbers of NumPy
+        parts = [value] if isinstance(value, str) else list(map(_plain, value))
+        if parse:
+            parts = [each for part in parts for each in (parse(part) if isinstance(part, str) else [part])]
+        fits = all(isinstance(part, (numbers.Real, str)) and not isinstance(part, bool) for part in parts)
+        require(fits, f"{flag(f.name)} {str(value)[:40]!r} must be a list of numbers")
+        return tuple(parts)
     accepted = {bool: bool, int: numbers.Integral, float: numbers.Real, str: (str, os.PathLike)}[kind]
-    fits = isinstance(value, accepted) and isinstance(value, bool) == (kind is bool)
-    name = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}[kind]
-    require(fits, f"{flag(f.name)} {str(value)[:40]!r} must be {name}")
-    return kind(value)
+    if not isinstance(value, accepted) or isinstance(value, bool) != (kind is bool):
+        name = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}[kind]
+        raise UserError(f"{flag(f.name)} {str(value)[:40]!r} must be {name}")
+    if kind is str:
+        return parse(os.fspath(value)) if parse else os.fspath(value)
+    try:
+        return kind(value)
+    except OverflowError as error:
+        raise UserError(f"{flag(f.name)} is too large") from error
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy or PyTorch as Python's."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def check_range(f: dataclasses.Field, value: Any) -> None:

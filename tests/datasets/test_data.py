@@ -4,6 +4,7 @@ import sys
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from urllib.error import URLError
 
@@ -90,11 +91,12 @@ def test_npz_round_trip(tmp_path, save, name, num_classes):
 @pytest.mark.parametrize("key", ["y_train", "y_test"])
 def test_images_in_the_order_of_their_classes_are_noticed(key):
     labels = {split: np.tile(np.arange(4, dtype=np.uint8), 6) for split in ("y_train", "y_test")}
-    images, names = np.zeros((24, 8, 8, 3), np.uint8), tuple("abcd")
-    assert Dataset(name="a", x_train=images, x_test=images, class_names=names, **labels).order_notice == ""
+    images = np.zeros((24, 8, 8, 3), np.uint8)
+    mine = partial(Dataset, name="a", x_train=images, x_test=images, class_names=tuple("abcd"))
+    assert mine(**labels).order_notice("train", "test") == ""
     labels[key] = np.sort(labels[key])
-    notice = Dataset(name="a", x_train=images, x_test=images, class_names=names, **labels).order_notice
-    assert notice.startswith(f"the {'training' if key == 'y_train' else 'test'} images are sorted by class")
+    notice = mine(**labels).order_notice("train", "test")
+    assert notice.startswith(f"the {key.removeprefix('y_')} images are sorted by class")
 
 
 def test_labels_of_any_integer_type(tmp_path):

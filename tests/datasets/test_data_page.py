@@ -34,7 +34,7 @@ def test_a_folder_of_images(tmp_path, monkeypatch):
     assert (
         data.y_test.sum() == 12 and (data.x_test[:, 0, 0] == np.where(data.y_test, 40, 10)[:, None] + [0, 10, 20]).all()
     )
-    assert data.order_notice == ""
+    assert data.order_notice("train", "test") == ""
 
 
 def test_tiny_imagenets_validation_images_are_sorted(tmp_path, monkeypatch):

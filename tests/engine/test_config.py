@@ -272,6 +272,9 @@ def test_impossible_training_settings(line):
         ({"nesterov": 1}, "--nesterov '1' must be True or False"),
         ({"student": None}, "--student 'None' must be a text"),
         ({"decay_epochs": 76}, "--decay-epochs '76' must be a list"),
+        ({"decay_epochs": np.array(5)}, "--decay-epochs '5' must be a list"),
+        ({"decay_epochs": [None]}, r"--decay-epochs '\[None\]' must be a list of numbers"),
+        ({"lr": 10**400}, "--lr is too large"),
     ],
 )
 def test_impossible_settings_without_a_command_line(values, message):
@@ -283,7 +286,11 @@ def test_a_program_may_pass_paths_lists_and_numbers_of_numpy():
     values = {"data_dir": Path("sets"), "epochs": np.int64(4), "lr": 1, "decay_epochs": np.array([2, 3]), "mark": "m"}
     config = TrainConfig(**values)
     assert config == TrainConfig(data_dir="sets", epochs=4, lr=1.0, decay_epochs=(2, 3), mark="m")
-    assert TrainConfig(epochs=4, decay_epochs="1/2,3/4").decay_epochs == (3, 4)
+    for decays in ("1/2,3/4", ["1/2", "3/4"], ["3", 4]):
+        assert TrainConfig(epochs=4, decay_epochs=decays).decay_epochs == (3, 4)
+    assert TrainConfig(nesterov=np.True_, guide="ResNet18_cifar", student="WideResNet-34-10") == TrainConfig(
+        nesterov=True
+    )
     json.dumps(config.as_dict())
 
 

@@ -188,7 +188,7 @@ class Numpy(Rounding):
 def test_a_network_without_gradient_is_for_the_square_attack_alone():
     x, y = torch.rand(3, 3, 2, 2), torch.arange(3)
     for attacks in ("apgd-ce", "square,apgd-ce", ["fab"]):
-        with pytest.raises(UserError, match="the model has no gradient, which attacks need"):
+        with pytest.raises(UserError, match="the model has no gradient, which all attacks but square need"):
             evaluate(Rounding(), x, y, 0.1, version="custom", attacks=attacks)
     with torch.no_grad():
         network = Numpy()
