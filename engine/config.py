@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from losses import METHODS, find_method
@@ -48,9 +49,7 @@ class TrainConfig(CommonConfig):
 
     dataset: str = option("digits", "digits, cifar10, cifar100, or NAME for which DATA_DIR/NAME.npz exists", "data")
     batch_size: int = option(128, "images a step, of all processes together", "data", at_least=1)
-    augment: str = option(
-        "none", "after crop and flip: none, autoaugment[-POLICY], randaugment, cutout or rotation", "data"
-    )
+    augment: str = option("none", "after crop, flip: none, autoaugment[-POLICY], randaugment, cutout, rotation", "data")
     crop_padding: str = option(
         "zero", "what the random crop sees beyond the border; reflect in Rice et al. 2020", "data", choices=PADDINGS
     )
@@ -60,9 +59,7 @@ class TrainConfig(CommonConfig):
         "data",
         at_least=0,
     )
-    extra_data: str = option(
-        "", "npz file of further images (image: uint8 NHWC, label), mixed into every batch", "data"
-    )
+    extra_data: str = option("", "npz file of more images (image: uint8 NHWC, label), mixed into every batch", "data")
     extra_fraction: float = option(
         0.0, "part of every batch that comes from --extra-data, to the nearest image", "data", at_least=0, below=1
     )
@@ -196,7 +193,7 @@ class TrainConfig(CommonConfig):
         below=1,
     )
     average_ramp: bool = option(
-        False, "k updates after the warm-up tau is at most (1 + k) / (10 + k), as in WA-TRADES", "averaging"
+        False, "k updates after the warm-up tau is at most (1 + k)/(10 + k), in WA-TRADES", "averaging"
     )
 
     stop_overfitting: bool = option(
@@ -205,9 +202,7 @@ class TrainConfig(CommonConfig):
         "catastrophic overfitting (Wong et al. 2020); needs --save-freq 1, which keeps the weights before it",
         "evaluation",
     )
-    eval_size: int = option(
-        1000, "images on which PGD-20 measures robust accuracy after each epoch", "evaluation", at_least=1
-    )
+    eval_size: int = option(1000, "images on which PGD-20 measures accuracy after each epoch", "evaluation", at_least=1)
     patience: int = option(
         0,
         "stop after N epochs without better robust accuracy on --val-size images (Rice et al. 2020); 0 never",
@@ -218,13 +213,9 @@ class TrainConfig(CommonConfig):
     deterministic: bool = option(
         False, "the same weights bit for bit from run to run on CUDA too (a CPU gives them anyway), at a price in speed"
     )
-    save_freq: int = option(
-        10, "write student-epochNNN.pt every N epochs, and after the last", aliases=("-s",), at_least=1
-    )
+    save_freq: int = option(10, "write student-epochNNN.pt every N epochs and at the end", aliases=("-s",), at_least=1)
     log_interval: int = option(50, "steps between checks of the loss and updates of the progress bar", at_least=1)
-    tensorboard: bool = option(
-        False, "scalars, adversarial images and hyper-parameters in LOG_DIR/MARK/tensorboard too"
-    )
+    tensorboard: bool = option(False, "scalars, adversarial images and hyper-parameters in LOG_DIR/MARK/tensorboard")
     max_minutes: float = option(0.0, "stop after this many minutes, ready for --resume auto; 0 is no limit", at_least=0)
     resume: str = option(
         "auto", "auto resumes from the mark's last.pt if there is one; none starts afresh; or the PATH of a last.pt"
@@ -240,7 +231,10 @@ class TrainConfig(CommonConfig):
         for f in dataclasses.fields(self):
             check_range(f, getattr(self, f.name))
         whole = float if self.schedule == "piecewise" else int
-        decays = [whole(d * self.epochs) + 1 if isinstance(d, Fraction) else d for d in self.decay_epochs]
+        decays = [
+            whole(min(d * self.epochs, LARGEST_INTEGER)) + 1 if isinstance(d, Fraction) else d
+            for d in self.decay_epochs
+        ]
         require(
             all(1 <= decay <= LARGEST_INTEGER for decay in decays) and len(decays) <= MOST_DECAYS,
             f"--decay-epochs {','.join(map(str, self.decay_epochs))[:40]}: at most {MOST_DECAYS} epochs, from 1 on",
@@ -298,3 +292,7 @@ class TrainConfig(CommonConfig):
         """``lbgat0-cifar100-wrn34-10``: the mark, or a name made from method, data set and student."""
         method = find_method(self.method).tag.format(**self.parameters) + ("-awp" if self.awp_gamma else "")
         return self.mark or f"{method}-{self.dataset}-{short_name(self.student).replace('wrn-', 'wrn')}"
+
+    @property
+    def log_folder(self) -> Path:
+        return Path(self.log_dir) / self.run_name

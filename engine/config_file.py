@@ -1,13 +1,13 @@
 """A run's config.json as the settings of another run."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from losses import METHODS
 from models.custom import is_custom
 from utils.errors import UserError
+from utils.files import read_json
 from utils.options import flag
 from utils.provenance import PROVENANCE
 
@@ -25,8 +25,7 @@ def read_config(path: str | Path, config: type, given: dict[str, Any]) -> dict[s
         UserError: no such file, not a config.json, a value of another type, or unnamed code of a user.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
+        content = read_json(Path(path))
         if not isinstance(content, dict):
             raise ValueError("it is no JSON object")
     except (OSError, ValueError, RecursionError) as error:

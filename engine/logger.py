@@ -40,20 +40,23 @@ class Logger:
     Args:
         progress: where training starts; entries of metrics.jsonl from its epoch on are dropped, since they are measured
             again.
+        latest: the file that it resumes from, if any; the earlier entries are those of the log of its folder's name.
 
     Raises:
         UserError: the folder cannot be written.
     """
 
-    def __init__(self, config: TrainConfig, progress: Progress):
-        self.config, self.folder = config, Path(config.log_dir) / config.run_name
+    def __init__(self, config: TrainConfig, progress: Progress, latest: Path | None = None):
+        self.config, self.folder = config, config.log_folder
         self.metrics: list[dict[str, Any]] = []
         self._next_plot = 0.0
         ensure_writable(self.folder, "--log-dir")
-        path, gaps = self.folder / "metrics.jsonl", []
-        if progress.started and path.is_file():
-            self.metrics = [entry for entry in read_metrics(path) if entry["epoch"] < progress.epoch]
-            gaps = sorted(set(range(1, progress.epoch)) - {entry["epoch"] for entry in self.metrics})
+        path = self.folder / "metrics.jsonl"
+        earlier = Path(config.log_dir) / latest.resolve().parent.name / path.name if latest else path
+        found = progress.started and earlier.is_file()
+        if found:
+            self.metrics = [entry for entry in read_metrics(earlier) if entry["epoch"] < progress.epoch]
+        gaps = sorted(set(range(1, progress.epoch)) - {entry["epoch"] for entry in self.metrics})
         text = "".join(json.dumps(add_checksum(entry)) + "\n" for entry in self.metrics)
         write_atomically(path, lambda file: file.write(text.encode()))
         file = _LogFile(self.folder / "train.log", mode="a" if progress.started else "w", encoding="utf-8")
@@ -67,7 +70,8 @@ class Logger:
         self._board = Board(config, self.folder) if config.tensorboard else None
         if gaps:
             lines = ", ".join(map(str, gaps[:8])) + " ..." * (len(gaps) > 8)
-            self.info(f"warning: {path} was damaged: the entries of these epochs are missing from now on: {lines}")
+            what = "was damaged" if found else "is not there"
+            self.info(f"warning: {earlier} {what}: the entries of these epochs are missing from now on: {lines}")
 
     def __enter__(self) -> "Logger":
         return self
@@ -236,7 +240,7 @@ class _Output(logging.StreamHandler):
 
 
 def describe_run(config: TrainConfig, guided: bool, images: int) -> str:
-    """Everything that is trained, in one line."""
+    """What is trained, in one line."""
     parameters = ", ".join(f"{name} {value:g}" for name, value in config.parameters.items())
     epochs, factors = config.decay_epochs if config.schedule in DECAYING else (), config.decay_factors
     decays = zip(epochs, factors or repeat(0.1), strict=False)

@@ -1,6 +1,9 @@
 """Read the state of an interrupted run, and check that it is undamaged and of this run."""
 
 import dataclasses
+import json
+import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from engine.config import TrainConfig
 from losses import find_method
 from models.weights import load_file
 from utils.errors import UserError, first_line
+from utils.files import read_json
 from utils.options import flag
 
 FORMAT = "lbgat-training-state-1"
@@ -76,16 +80,10 @@ def load_training_state(path: Path, config: TrainConfig, data: str, device: torc
         raise UserError(f"{path} is not a resumable training checkpoint: pass a last.pt, or --resume none")
     if not isinstance(state.get("config"), dict) or not isinstance(state.get("data"), str):
         raise damaged(path, ValueError("its settings are missing"))
-    # A setting that did not exist when the state was saved was as its default is now.
-    defaults = {f.name: f.default for f in dataclasses.fields(config)} | find_method(config.method).complete({})
-    then = defaults | state["config"]
-    differ = [
-        "the source file of a network"
-        if name == "sources"
-        else f"{flag(name)} {_written(then.get(name))[:40]} then, {_written(value)} now"
-        for name, value in config.as_dict().items()
-        if name not in may_change(config) and then.get(name) != value
-    ]
+    try:
+        differ = differences(state["config"], config, may_change(config))
+    except (ValueError, TypeError, RecursionError) as error:  # no plain values
+        raise damaged(path, error) from error
     if state["data"] != data:
         differ.append("the images are not the same")
     if differ:
@@ -94,6 +92,72 @@ def load_training_state(path: Path, config: TrainConfig, data: str, device: torc
             "or --resume none to replace it"
         )
     return state
+
+
+def differences(then: dict[str, Any], config: TrainConfig, may_change: set[str]) -> list[str]:
+    """What differs between the settings of a run then and now but for those that may change, a phrase each.
+
+    A setting that did not exist then was as its default is now.
+
+    Raises:
+        ValueError, TypeError, RecursionError: a setting then is no plain value.
+    """
+    defaults = {f.name: f.default for f in dataclasses.fields(config)} | find_method(config.method).complete({})
+    now, then = config.as_dict(), defaults | then
+    now, then = (json.loads(json.dumps({name: values.get(name) for name in now})) for values in (now, then))
+    return [
+        "the source file of a network"
+        if name == "sources"
+        else f"{flag(name)} {_written(then.get(name))[:40]} then, {_written(value)} now"
+        for name, value in now.items()
+        if name not in may_change and then.get(name) != value
+    ]
+
+
+def check_folders(checkpoints: Path, logs: Path, config: TrainConfig, started: bool) -> None:
+    """Make sure that this run neither replaces another one's weights or log nor continues them.
+
+    Args:
+        checkpoints, logs: the run's folders.
+        started: whether it resumes; a fresh start may replace what a run of the same settings left.
+
+    Raises:
+        UserError: there are some, and ``--resume none`` does not say that they go.
+    """
+    if config.resume == "none":
+        return
+    found: dict[Path, Any] = {}
+    if not (checkpoints / "last.pt").exists() and any(checkpoints.glob("*.pt")):
+        best = checkpoints / "best.pt"
+        content = load_file(best) if best.is_file() else None
+        found[checkpoints] = content.get("config") if isinstance(content, dict) else None
+    if (logs / "metrics.jsonl").is_file() and (logs / "metrics.jsonl").stat().st_size:
+        with suppress(OSError, ValueError, RecursionError):
+            found[logs] = read_json(logs / "config.json")
+    allowed = may_change(config) - (set() if started else {"checkpoint_dir"})
+    for folder, then in found.items():
+        try:
+            differ = differences(then, config, allowed)
+        except (ValueError, TypeError, RecursionError):
+            differ = ["it does not say which"]
+        if differ:
+            raise UserError(
+                f"{folder} holds another run ({'; '.join(differ)}): pass another --mark, or remove that folder"
+            )
+
+
+def check_progress(state: dict[str, Any], steps_per_epoch: int) -> None:
+    """Raises: ValueError, TypeError, OverflowError and the like: the counts and figures in a last.pt are no such."""
+    epoch, step, seconds, best = (state[name] for name in ("epoch", "steps_done", "seconds", "best"))
+    if type(epoch) is not int or type(step) is not int or epoch < 1 or not 0 <= step <= steps_per_epoch:
+        raise ValueError(f"epoch {epoch}, step {step}")
+    if not 0 <= float(seconds) < math.inf or not all(v.dim() == 0 for v in state["sums"].values()):
+        raise ValueError("seconds or sums")
+    figures = [value for name, value in best.items() if name.endswith(("_clean", "_robust"))]
+    if best and not (type(best["epoch"]) is int and isinstance(best["chosen_by"], str) and best["chosen_by"] in best):
+        raise ValueError("best")
+    if not all(isinstance(value, float) for value in figures):
+        raise ValueError("the figures of best")
 
 
 def _written(value: Any) -> str:

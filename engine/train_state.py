@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine import resume
 from engine.averaging import WeightAverage
 from engine.config import TrainConfig
-from engine.resume import FORMAT, damaged, load_training_state, momentum_buffers, optimizer_state
+from engine.resume import FORMAT, damaged, momentum_buffers, optimizer_state
 from engine.schedule import learning_rate
 from engine.share import share_state
 from engine.steps import Step
@@ -98,18 +99,20 @@ class Checkpoints:
         return Path(self.config.checkpoint_dir) / self.config.run_name
 
     def begin(self) -> None:
-        """Call with the folder locked, before training; the best epoch so far comes along from another folder.
+        """Call with the folders locked, before training; the best epoch so far comes along from another folder.
 
         Raises:
-            UserError: another training has written last.pt since this one has read it.
+            UserError: another training has written last.pt since this one has read it, or another run is in the way.
         """
         if not self.group.is_main:
             return
         if identity(self.folder / "last.pt") != self.found:
             raise UserError(f"another training has just written {self.folder}/last.pt: run the command again")
-        if self.best_file is not None and self.best_file.exists() and not (self.folder / "best.pt").exists():
-            content = self.best_file.read_bytes()  # of the folder that this run was resumed from
-            write_atomically(self.folder / "best.pt", lambda file: file.write(content))
+        resume.check_folders(self.folder, self.config.log_folder, self.config, self.progress.started)
+        best = self.folder / "best.pt"
+        if self.best_file is not None and self.best_file.exists() and self.best_file.resolve() != best.resolve():
+            content = self.best_file.read_bytes()
+            write_atomically(best, lambda file: file.write(content))
 
     def save_last(self) -> None:
         """Write last.pt, from which the run resumes exactly.
@@ -199,7 +202,7 @@ class Checkpoints:
 
     def _tensors(self) -> dict[str, list[Tensor]]:
         networks = {"student": self.student, "guide": self.guide, "average": self.average and self.average.model}
-        named = {f"a weight of the {k}": list(net.state_dict().values()) for k, net in networks.items() if net}
+        named = {f"a weight of the {k}": _trained(net) for k, net in networks.items() if net}
         buffers = [state.get("momentum_buffer") for state in self.optimizer.state.values()]
         return named | {"the momentum of the optimizer": [b for b in buffers if b is not None]}
 
@@ -245,7 +248,7 @@ class Checkpoints:
         if choice == "none" or (choice == "auto" and not last.exists() and not last.is_symlink()):
             return
         path = last if choice == "auto" else Path(choice)
-        state = load_training_state(path, self.config, self.data, device)
+        state = resume.load_training_state(path, self.config, self.data, device)
         elsewhere = os.path.realpath(path) != os.path.realpath(last)  # also of links that lead nowhere
         if elsewhere and last.exists():
             raise UserError(
@@ -253,7 +256,7 @@ class Checkpoints:
             )
         try:
             self._load(state, path, steps_per_epoch)
-        except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
+        except (LookupError, TypeError, AttributeError, ValueError, OverflowError, RuntimeError) as error:
             raise damaged(path, error) from error
         self.best_file = path.parent / "best.pt"
         if not self.best_file.exists():
@@ -262,14 +265,8 @@ class Checkpoints:
         self.saved_with = {name: state[name] for name in ("processes", "threads") if name in state} or None
 
     def _load(self, state: dict[str, Any], path: Path, steps_per_epoch: int) -> None:
-        epoch, step, seconds = state["epoch"], state["steps_done"], state["seconds"]
-        sums, best = state["sums"], state["best"]
-        if type(epoch) is not int or type(step) is not int or epoch < 1 or not 0 <= step <= steps_per_epoch:
-            raise ValueError(f"epoch {epoch}, step {step}")
-        if not 0 <= float(seconds) < math.inf or not all(v.dim() == 0 for v in sums.values()):
-            raise ValueError("seconds or sums")
-        if not isinstance(best, dict) or not (best.keys() >= {"epoch", "chosen_by"} or not best):
-            raise ValueError("best")
+        resume.check_progress(state, steps_per_epoch)
+        epoch, step = state["epoch"], state["steps_done"]
         buffers = momentum_buffers(state["optimizer"], self.optimizer)
         load_strictly(self.student, state["student"], path)
         if self.guide is not None:
@@ -284,9 +281,14 @@ class Checkpoints:
         for group in self.optimizer.param_groups:  # saved again where no step is left of the last epoch
             group["lr"] = learning_rate(self.config, epoch, (max(step, 1) - 0.5) / steps_per_epoch)
         self.step.load_state_dict(state.get("step", {}))
-        self.progress.epoch, self.progress.step, self.progress.seconds = epoch, step, float(seconds)
-        self.progress.sums, self.progress.best = dict(sums), dict(best)
+        self.progress.epoch, self.progress.step, self.progress.seconds = epoch, step, float(state["seconds"])
+        self.progress.sums, self.progress.best = dict(state["sums"]), dict(state["best"])
         self.progress.train_robust = [float(value) for value in state.get("train_robust", [])]
+
+
+def _trained(model: nn.Module) -> list[Tensor]:
+    """The parameters and running statistics: another buffer, such as a mask, may hold infinities."""
+    return [*model.parameters(), *(b for name, b in model.named_buffers() if "running_" in name)]
 
 
 def identity(path: Path) -> tuple[int, ...] | None:

@@ -1,8 +1,9 @@
 """The training loop."""
 
+import os
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -104,19 +105,22 @@ class Trainer:
             UserError: the loss is no longer finite (last.pt stays the last good one), a file cannot be written, or
                 another training has this folder.
         """
-        config, folder = self.config, self.checkpoints.folder
+        config, folder, logs = self.config, self.checkpoints.folder, self.config.log_folder
         if self.progress.epoch > config.epochs:
             if not self.group.is_main:
                 return
             done = f"already trained for {self.progress.epoch - 1} epochs: nothing to do ({self.checkpoints.latest})"
             print(f"{done}; --epochs N trains on, --resume none trains anew, for instance after a change of the code")
             return
-        if self.group.is_main:
-            ensure_writable(folder, "--checkpoint-dir")
-        with lock_folder(folder, "training") if self.group.is_main else nullcontext():
+        with ExitStack() as locks:
+            if self.group.is_main:
+                folders = ((folder, "--checkpoint-dir"), (logs, "--log-dir"))
+                for path, option in {os.path.realpath(path): (path, option) for path, option in folders}.values():
+                    ensure_writable(path, option)
+                    locks.enter_context(lock_folder(path, "training"))
             self.checkpoints.begin()
             steps = len(self.data.loader)
-            logger = Logger(config, self.progress) if self.group.is_main else NoLog()
+            logger = Logger(config, self.progress, self.checkpoints.latest) if self.group.is_main else NoLog()
             with logger as log, StopSignal(self.checkpoints, steps, log.info, self.group) as stop:
                 settings = config.as_dict() | provenance(self.device, self.group.size)
                 log.opening(settings, self.objective, self.guide is not None, self.data)
@@ -144,6 +148,7 @@ class Trainer:
             self._train_epoch(epoch, stop, pace)
             if config.stop_overfitting and catastrophic(progress.train_robust):
                 log.info(overfitting_sentence(progress.train_robust, epoch))
+                self.checkpoints.save_last()  # a rerun stops here too
                 return
             metrics = self._validate(epoch, stop)
             log.epoch(metrics, pace.epoch_done(epoch))

@@ -60,10 +60,13 @@ def load_network(config: EvalConfig) -> LoadedModel:
     content = load_file(path, content=data)
     run = content["config"] if isinstance(content, dict) and isinstance(content.get("config"), dict) else {}
     for key, kind in {"student": str, "dataset": str, "epsilon": (int, float)}.items():
-        if key in run and not isinstance(run[key], kind):
+        if key in run and not (isinstance(run[key], kind) and (kind is str or 0 <= run[key] <= 1e9)):
             raise UserError(f"{path} is damaged: its configuration says {key} {run[key]!r:.40}; copy it again")
-    dataset = str(run.get("dataset") if config.dataset == "auto" else config.dataset)
-    network = checkpoint.load_network(content, path, config.student, config.normalize, NUM_CLASSES.get(dataset))
+    dataset = run.get("dataset") if config.dataset == "auto" else config.dataset
+    num_classes = NUM_CLASSES.get(dataset)
+    if num_classes is None and is_custom(config.student) and dataset is not None:
+        num_classes = load_dataset(dataset, config.data_dir).num_classes
+    network = checkpoint.load_network(content, path, config.student, config.normalize, num_classes)
     return LoadedModel(
         model=network.model,
         name=network.name,

@@ -47,10 +47,13 @@ def create_model(name: str, num_classes: int, normalize: str = "none") -> nn.Mod
             ``M,M,M/S,S,S``.
 
     Raises:
-        UserError: the name is none of these, a size is out of range, the weights are larger than the memory, or the
-            user's code fails.
+        UserError: the name is none of these, a size is out of range, the weights are larger than the memory, the
+            network normalises by itself, or the user's code fails.
     """
-    return with_normalization(_create_plain(canonical_name(name), num_classes), parse_normalization(normalize))
+    model, normalization = _create_plain(canonical_name(name), num_classes), parse_normalization(normalize)
+    if normalization is not None and isinstance(model, SwishWideResNet):
+        raise UserError(f"{name} normalises the images by itself: leave out --normalize")
+    return with_normalization(model, normalization)
 
 
 def _create_plain(name: str, num_classes: int) -> nn.Module:

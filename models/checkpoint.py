@@ -108,7 +108,8 @@ def _unwrap(content: Any, depth: int = 0) -> tuple[Any, list[str]]:
     if not isinstance(content, dict) or is_state(content) or depth == 3:
         return content, []
     average = content.get("average")
-    if isinstance(average, dict) and average.get("updates") and is_state(average.get("weights")):
+    averaged = isinstance(average, dict) and isinstance(average.get("updates"), int) and average["updates"] > 0
+    if averaged and is_state(average.get("weights")):
         return average["weights"], ["the average of the weights"]
     found = [key for key in WRAPPERS if isinstance(content.get(key), dict) and content[key]]
     if not found:
@@ -118,16 +119,21 @@ def _unwrap(content: Any, depth: int = 0) -> tuple[Any, list[str]]:
     return state, [f"weights under {found[0]!r}{others}", *notes]
 
 
-def readings(weights: Weights, path: str | Path) -> list[Weights]:
+def readings(weights: Weights, path: str | Path, custom: bool = False) -> list[Weights]:
     """The ways to read the names: as they are; without the buffers of a normalisation; without an outer name too.
+
+    Args:
+        custom: whether the network is a user's, whose buffers of these names may be anything.
 
     Raises:
         UserError: the buffers hold no mean and standard deviation of three channels.
     """
     found = [weights]
     pair = next((pair for pair in NORMALIZATIONS if weights.state.keys() >= set(pair)), None)
-    if pair is not None:
-        normalization = _normalization(*(weights.state[name] for name in pair), pair, path)
+    normalization = _normalization(*(weights.state[name] for name in pair)) if pair else None
+    if pair and normalization is None and not custom:
+        raise UserError(f"{path}: {pair[0]!r} and {pair[1]!r} are no mean and standard deviation of three channels")
+    if normalization is not None:
         rest = {name: tensor for name, tensor in weights.state.items() if name not in pair}
         note = f"normalisation {normalization} from {pair[0]!r} and {pair[1]!r}"
         found.append(weights.changed(rest, note, normalization=normalization))
@@ -139,16 +145,15 @@ def readings(weights: Weights, path: str | Path) -> list[Weights]:
     return found
 
 
-def _normalization(mean: Tensor, std: Tensor, names: tuple[str, str], path: str | Path) -> Normalization:
+def _normalization(mean: Tensor, std: Tensor) -> Normalization | None:
+    if {mean.numel(), std.numel()} != {3}:
+        return None
     try:
         values = [tuple(float(f"{value:.9g}") for value in tensor.flatten().tolist()) for tensor in (mean, std)]
-        if not all(len(part) == 3 and all(map(math.isfinite, part)) for part in values) or min(values[1]) <= 0:
-            raise ValueError
-    except (ValueError, TypeError, RuntimeError) as error:  # a RuntimeError: a tensor without values, or sparse
-        raise UserError(
-            f"{path}: {names[0]!r} and {names[1]!r} are no mean and standard deviation of three channels"
-        ) from error
-    return Normalization(*values)
+    except (TypeError, RuntimeError):  # complex, without values, or sparse
+        return None
+    usable = all(map(math.isfinite, values[0] + values[1])) and min(values[1]) > 0
+    return Normalization(*values) if usable else None
 
 
 def load_network(
@@ -166,7 +171,10 @@ def load_network(
     """
     weights = find_weights(content, path)
     run = content["config"] if isinstance(content, dict) and isinstance(content.get("config"), dict) else {}
-    choices = readings(weights, path)
+    choices = readings(weights, path, is_custom(student))
+    if is_custom(student):  # in which module., auto. and the like may be names of the user's own
+        state, notes = _unwrap(content)
+        choices.insert(0, Weights(state, notes=tuple(notes)))
     trained = run["student"] if isinstance(run.get("student"), str) else None
     if student == "auto" and isinstance(trained, str) and is_custom(trained):
         raise UserError(
@@ -183,7 +191,10 @@ def load_network(
         _check_source(name, run, path)
     # Without a known head the network of 10 classes says what is missing.
     inferred = next((n for _, n in (infer_architecture(choice.state) for choice in choices) if n), None)
-    classes = inferred or num_classes or (_rows_of_last_matrix(weights.state) if is_custom(name) else None) or 10
+    if is_custom(name):  # whose layer of the name of a head may be another
+        classes = num_classes or inferred or _rows_of_last_matrix(weights.state) or 10
+    else:
+        classes = inferred or num_classes or 10
     model, chosen = _create(lambda: create_model(name, classes), choices, path, meta=not is_custom(name))
     known = trained is not None and (canonical_name(trained) in RESNETS or canonical_name(trained).startswith("wrn-"))
     if known and not is_custom(name) and canonical_name(trained) != name:
@@ -242,7 +253,7 @@ def _create(
     """The network, with the first reading that has its names; compared before it takes memory where it may be."""
     with torch.device("meta" if meta else "cpu"):
         model = create()
-    fitting = [choice for choice in (_with_counters(choice, model) for choice in choices)]
+    fitting = [_with_counters(choice, model) for choice in choices]
     # The error is about the reading that fits best.
     chosen = min(fitting, key=lambda choice: len(choice.state.keys() ^ model.state_dict().keys()))
     check_fits(model, chosen.state, path)

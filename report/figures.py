@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from attacks import pgd
 from datasets import load_dataset
 from models.checkpoint import load_network
+from models.custom import is_custom
 from models.weights import load_file
 from utils.errors import UserError, run_program
 from utils.options import format_epsilon, parse_epsilon
@@ -146,7 +147,10 @@ def load_named(text: str) -> tuple[str, nn.Module, str | None]:
         return name, load_network(content, file).model.eval(), dataset
     if not isinstance(content, dict) or not content.get("guide"):
         raise UserError(f"{file} holds no guide: pass the last.pt of a --method lbgat run")
-    network = load_network({"state_dict": content["guide"]}, file, config["guide"])
+    guide = config.get("guide") if isinstance(config, dict) else None
+    if not isinstance(guide, str) or is_custom(guide):
+        raise UserError(f"{file} does not name a guide of this project, and code that a file names is never run")
+    network = load_network({"state_dict": content["guide"]}, file, guide)
     return name, network.model.eval(), dataset
 
 

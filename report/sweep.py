@@ -3,7 +3,6 @@
 import argparse
 import csv
 import io
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from report.page import draw, suite_name, write_bytes
 from report.read import read_report
 from report.tables import NONE, Table, markdown_table
 from utils.errors import UserError, run_program
+from utils.files import read_json
 
 FIGURES = {"student_clean": "clean", "student_robust": "PGD-20", "average_clean": "average, clean",
            "average_robust": "average, PGD-20"}  # fmt: skip
@@ -35,10 +35,10 @@ def read_sweep(folder: Path, by: str) -> dict[str, list[dict[str, Any]]]:
     datasets = set()
     for path, metrics in zip(folders, read_runs(folders).values(), strict=True):
         try:
-            config = json.loads((path / "config.json").read_bytes())
+            config = read_json(path / "config.json")
             group = f"{by} {config[by]}" if by else folder.name
             datasets.add(config["dataset"])
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise UserError(f"{path}/config.json does not tell the setting {by!r}: train this run again") from error
         figures = {name: metrics[-1][key] for key, name in FIGURES.items() if key in metrics[-1]}
         if (path / "autoattack.json").exists():

@@ -40,7 +40,7 @@ _install() {
 _explain() {
     if grep -qiE 'no space left|disk quota|errno 28|errno 122' "$_log" ||
         [ "$(df -Pk . | awk 'NR == 2 { print $4 }')" -lt 50000 ]; then
-        _fail "the disk is full: free space (a CUDA build of PyTorch takes 6 GB) and run again (see $_log)"
+        _fail "the disk is full: free space (a CUDA build of PyTorch takes 6 GB, and 3 more while it installs) and run again (see $_log)"
     elif grep -qE 'NewConnectionError|NameResolutionError|Timeout|ProxyError|SSLError|ConnectionResetError' "$_log"; then
         _fail "pip cannot reach the package index: check the network or pip's settings and run again (see $_log)"
     fi

@@ -17,6 +17,8 @@ import torch
 
 from utils.errors import UserError
 
+LARGEST_JSON = 64 << 20  # bytes; a report of 1,000 classes has less than 1 MB
+
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file that is either the old or the whole new one, also on a full disk, a kill or a power failure.
@@ -129,6 +131,22 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             continue
     return [entries[epoch] for epoch in sorted(entries)]
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+        ValueError, RecursionError: it is no JSON, or larger than 64 MiB.
+    """
+    if path.exists() and not path.is_file():  # a FIFO would wait for ever, a device never end
+        raise OSError("it is no regular file")
+    with open(path, "rb") as file:
+        content = file.read(LARGEST_JSON + 1)
+    if len(content) > LARGEST_JSON:
+        raise ValueError(f"it is larger than {LARGEST_JSON >> 20} MiB")
+    return json.loads(content)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from engine.resume import momentum_buffers
 from engine.trainer import Trainer
 from tests.helpers import DATA, tiny_run
 from utils.errors import UserError
-from utils.files import lock_folder
+from utils.files import lock_folder, read_metrics
 
 TRADES = {"method": "trades", "guide": "resnet18-guide"}
 
@@ -155,6 +155,37 @@ def test_another_runs_folder_is_not_overwritten(tmp_path):
     best = torch.load(tmp_path / "checkpoints" / "c" / "best.pt", weights_only=True)["best"]
     assert best == torch.load(tmp_path / "checkpoints" / "c" / "last.pt", weights_only=True)["best"]
     assert f"resuming at epoch 2, step 0/3, from {path}" in (tmp_path / "Logs" / "c" / "train.log").read_text()
+    a, c = (read_metrics(tmp_path / "Logs" / mark / "metrics.jsonl") for mark in ("a", "c"))
+    assert c[0] == a[0] and [entry["epoch"] for entry in c] == [1, 2]
+
+
+def test_weights_and_the_log_of_another_run_are_neither_replaced_nor_continued(tmp_path):
+    def fit(**settings):
+        Trainer(tiny_run(tmp_path, **{"method": "natural", "epochs": 1, "mark": "b"} | settings)).fit()
+
+    weights, logs = tmp_path / "checkpoints" / "b", tmp_path / "Logs" / "b"
+    fit(mark="a")
+    fit(lr=0.02)
+    kept = {path: path.read_bytes() for path in (weights / "best.pt", logs / "metrics.jsonl", logs / "train.log")}
+    with pytest.raises(UserError, match=r"Logs/b holds another run \(--lr 0.02 then, 0.1 now; --checkpoint-dir"):
+        fit(checkpoint_dir=str(tmp_path / "elsewhere"))
+    (weights / "last.pt").unlink()
+    path = str(tmp_path / "checkpoints" / "a" / "last.pt")
+    for settings in ({}, {"resume": path, "epochs": 2}):
+        with pytest.raises(
+            UserError, match=r"checkpoints/b holds another run \(--lr 0.02 then, 0.1 now\): pass another --mark"
+        ):
+            fit(**settings)
+    assert {path: path.read_bytes() for path in kept} == kept
+    fit(lr=0.02)  # as after a kill before the first last.pt
+    shutil.rmtree(weights)
+    with pytest.raises(UserError, match=r"Logs/b holds another run \(--lr 0.02 then, 0.1 now\)"):
+        fit()
+    fit(resume="none")
+    (weights / "last.pt").unlink()
+    (weights / "best.pt").unlink()
+    with pytest.raises(UserError, match=r"checkpoints/b holds another run \(it does not say which\)"):
+        fit()
 
 
 def test_a_replaced_run_leaves_nothing(tmp_path):
@@ -194,6 +225,12 @@ def test_one_training_at_a_time_in_a_folder(tmp_path):
         with pytest.raises(UserError, match=r"another training is running in .*: wait for it, or use another --mark"):
             first.fit()
         assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "Logs" / "run").mkdir(parents=True)
+    with (
+        lock_folder(tmp_path / "Logs" / "run", "training"),
+        pytest.raises(UserError, match="another training is running"),
+    ):
+        first.fit()
     first.fit()
     saved, log = last(tmp_path).read_bytes(), (tmp_path / "Logs" / "run" / "train.log").read_bytes()
     with pytest.raises(UserError, match=r"another training has just written .*last\.pt: run the command again"):

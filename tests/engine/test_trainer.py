@@ -176,6 +176,7 @@ def test_one_go_leaves_everything(one_go):
         "config.json",
         "metrics.jsonl",
         "train.log",
+        "training.lock",
     ]
 
 
