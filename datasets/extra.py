@@ -16,6 +16,7 @@ from utils.files import in_turn, write_atomically
 
 LOCAL_HEADER = struct.Struct("<26x2H")  # of a zip member: ends with the lengths of its name and of its extra field
 BLOCK = 1 << 24  # labels or bytes checked at a time
+Form = tuple[tuple[int, ...], np.dtype]
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def load_extra(path: str | Path, fraction: float, image_shape: tuple[int, ...], 
                 if f"{key}.npy" not in file.namelist():
                     raise UserError(f"--extra-data {path} has no key {key!r}: it must hold image and label")
                 members[key] = file.getinfo(f"{key}.npy")
-            check_members(file, tuple(members))
+            _check_form(path, *check_members(file, tuple(members)), tuple(image_shape))
             images, labels = (_open(path, file, info) for info in members.values())
     except FileNotFoundError as error:
         raise UserError(f"--extra-data {path}: there is no such file") from error
@@ -73,26 +74,27 @@ def load_extra(path: str | Path, fraction: float, image_shape: tuple[int, ...], 
         raise
     except Exception as error:  # a damaged file makes zipfile, zlib, struct and numpy raise nearly anything
         raise UserError(f"--extra-data {path} is not a readable npz file ({error}): write or copy it again") from error
-    _check(path, images, labels, tuple(image_shape), num_classes)
+    blocks = [labels[i : i + BLOCK] for i in range(0, len(labels), BLOCK)]
+    low, high = min(int(b.min()) for b in blocks), max(int(b.max()) for b in blocks)
+    if low < 0 or high >= num_classes:
+        raise UserError(f"--extra-data {path}: labels run from {low} to {high}, outside the {num_classes} classes")
     fingerprint = "-".join(f"{info.CRC:08x}" for info in members.values())
     return ExtraData(images, labels, fraction, fingerprint)
 
 
-def _check(path: Path, images: np.ndarray, labels: np.ndarray, image_shape: tuple[int, ...], num_classes: int) -> None:
+def _check_form(path: Path, image: Form, label: Form, image_shape: tuple[int, ...]) -> None:
+    """Raises: UserError: shapes or types are not what they must be."""
+    (images, image_type), (labels, label_type) = image, label
     where = f"--extra-data {path}"
-    if images.dtype != np.uint8 or images.ndim != 4 or not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
+    if image_type != np.uint8 or len(images) != 4 or not np.issubdtype(label_type, np.integer) or len(labels) != 1:
         raise UserError(
-            f"{where}: image is {images.dtype} {images.shape} and label {labels.dtype} {labels.shape}, "
+            f"{where}: image is {image_type} {images} and label {label_type} {labels}, "
             "they must be uint8 (M, H, W, 3) and integers (M,)"
         )
-    if len(images) == 0 or len(images) != len(labels):
-        raise UserError(f"{where}: {len(images)} images and {len(labels)} labels, there must be one label an image")
-    if images.shape[1:] != image_shape:
-        raise UserError(f"{where}: images are {images.shape[1:]}, those of the data set {image_shape}")
-    blocks = [labels[i : i + BLOCK] for i in range(0, len(labels), BLOCK)]
-    low, high = min(int(b.min()) for b in blocks), max(int(b.max()) for b in blocks)
-    if low < 0 or high >= num_classes:
-        raise UserError(f"{where}: labels run from {low} to {high}, outside the {num_classes} classes")
+    if images[0] == 0 or images[0] != labels[0]:
+        raise UserError(f"{where}: {images[0]} images and {labels[0]} labels, there must be one label an image")
+    if images[1:] != image_shape:
+        raise UserError(f"{where}: images are {images[1:]}, those of the data set {image_shape}")
 
 
 def _open(path: Path, file: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:

@@ -34,11 +34,18 @@ def read_header(raw: BinaryIO, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], 
     return shape, fortran, dtype, header
 
 
-def check_members(file: zipfile.ZipFile, names: Sequence[str]) -> None:
-    """Raises: ValueError: a member of these names holds no plain array, or the file's two lists of members differ."""
+def check_members(file: zipfile.ZipFile, names: Sequence[str]) -> list[tuple[tuple[int, ...], np.dtype]]:
+    """Shape and type of each of these members.
+
+    Raises:
+        ValueError: one holds no plain array, or the file's two lists of members differ.
+    """
     for info in file.infolist():
         file.open(info).close()
+    found = []
     for name in names:
         info = file.getinfo(f"{name}.npy")
         with file.open(info) as raw:
-            read_header(raw, info)
+            shape, _, dtype, _ = read_header(raw, info)
+            found.append((shape, dtype))
+    return found

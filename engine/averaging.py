@@ -13,13 +13,14 @@ from models.accelerate import AcceleratedModel
 class WeightAverage:
     """average = tau average + (1 - tau) weights over the whole state, BatchNorm statistics included; counts are copied.
 
-    The first update copies the weights, so that the random initial ones do not count. After k updates with weights
-    w_1 ... w_k it is tau^(k-1) w_1 + (1 - tau) sum_{i=2..k} tau^(k-i) w_i.
+    Without a ramp the first update copies the weights, so that the random initial ones do not count. After k updates
+    with weights w_1 ... w_k it is tau^(k-1) w_1 + (1 - tau) sum_{i=2..k} tau^(k-i) w_i.
 
     Args:
         student: what to average; ``network`` evaluates the average in the same way.
         tau: in [0, 1).
-        warmup: in updates: the first ``warmup`` updates copy the weights.
+        warmup: in updates: the average is the student in the first ``warmup`` updates, and begins with the next one
+            (DAJAT).
         ramp: whether update k, from k = warmup on, has min(tau, (1 + k - warmup) / (10 + k - warmup)) for tau, and
             copies the BatchNorm statistics (the PyTorch form of Gowal et al. 2020).
     """
@@ -50,7 +51,7 @@ class WeightAverage:
         since = k - self.warmup
         if self.ramp:
             return min(self.tau, (1 + since) / (10 + since)) if since >= 0 else 0.0
-        return self.tau if k > max(self.warmup, 1) else 0.0
+        return self.tau if since > 1 else 0.0
 
     def state_dict(self) -> dict[str, Any]:
         return {"updates": self.updates, "weights": self.model.state_dict()}

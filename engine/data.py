@@ -47,6 +47,8 @@ def load_training_data(config: TrainConfig, device: torch.device) -> TrainingDat
         shape = dataset.x_train.shape[1:]
         extra = load_extra(config.extra_data, config.extra_fraction, shape, dataset.num_classes)
         fingerprint += f"+{extra.fingerprint}"
+        none = extra.count(config.batch_size) == 0
+        require(not none, f"--extra-fraction {config.extra_fraction} of {config.batch_size} images is none: raise it")
     kept, held_out = hold_out(len(dataset.x_train), config.val_size, config.seed)
     kept = kept[: config.limit_train or None]
     size = min(dataset.x_train.shape[1:3])
@@ -70,7 +72,8 @@ def load_training_data(config: TrainConfig, device: torch.device) -> TrainingDat
     else:
         split, x, y = "test", dataset.x_test, dataset.y_test
     evaluated = to_device(x, y, device)
-    notice = dataset.order_notice("train", "test")
+    cut = {"train": config.limit_train, "test": not config.val_size}
+    notice = dataset.order_notice(*(name for name in cut if cut[name]))
     return TrainingData(loader, *evaluated, split, dataset.num_classes, fingerprint, notice)
 
 

@@ -21,8 +21,8 @@ FORMAT = "lbgat-training-state-1"
 
 # What may differ between a run and its continuation without making it another run.
 MAY_CHANGE_ON_RESUME = {
-    "epochs", "device", "mark", "data_dir", "extra_data", "log_dir", "checkpoint_dir", "resume", "max_minutes",
-    "save_freq", "log_interval", "compile", "patience", "tensorboard",
+    "epochs", "device", "mark", "data_dir", "extra_data", "guide_checkpoint", "log_dir", "checkpoint_dir", "resume",
+    "max_minutes", "save_freq", "log_interval", "compile", "patience", "tensorboard",
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Stop a training before its last epoch: signals, a time limit, patience."""
 
 import signal
+import threading
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
@@ -39,7 +40,8 @@ class StopSignal:
         self._handlers: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignal":
-        self._handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        if threading.current_thread() is threading.main_thread():  # only there can they be handled
+            self._handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from losses.base import Parameter
 from losses.madry import AT
+from utils.errors import UserError
 
 
 class ATES(AT):
@@ -24,6 +25,8 @@ class ATES(AT):
 
     def __init__(self, num_classes: int = 0, label_smoothing: float = 0.0, **values: float):
         super().__init__(num_classes, label_smoothing, **values)
+        if self.gap_to <= self.gap_from:
+            raise UserError(f"--gap-to {self.gap_to:g} must be above --gap-from {self.gap_from:g}")
         self.bound = self.gap
 
     def begin_epoch(self, epoch: int) -> None:

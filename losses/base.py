@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from utils.errors import UserError
 
 FROZEN_PASSES = ("helper", "frozen")
 PASSES = ("adv", "nat", "guide", "far", *FROZEN_PASSES)
+MOST_WHOLE, MOST = 1_000_000, 1e30
 
 
 @dataclass(frozen=True)
@@ -35,21 +37,25 @@ class Parameter:
     @property
     def range(self) -> str:
         if self.whole:
-            return f"a whole number of {self.at_least:g} or more"
+            return f"a whole number of {self.at_least:g} or more, up to {MOST_WHOLE}"
         if self.above is not None:
             return f"above {self.above:g}"
         return f"at least {self.at_least:g}" if self.at_least else "0 or more"
 
     def check(self, value: float) -> float:
-        """Return the value if it is finite and in the range.
+        """Return the value as a float if it is a finite number in the range.
 
         Raises:
             UserError: it is not.
         """
-        inside = value >= self.at_least if self.above is None else value > self.above
-        if not (inside and value < float("inf") and (not self.whole or value == int(value))):
-            raise UserError(f"--{self.name.replace('_', '-')} {value:g} must be {self.range}")
-        return value
+        number = (
+            isinstance(value, Real) and not isinstance(value, bool) and value <= (MOST_WHOLE if self.whole else MOST)
+        )
+        inside = number and (value >= self.at_least if self.above is None else value > self.above)
+        if not (inside and (not self.whole or value == int(value))):
+            shown = f"{value:g}" if isinstance(value, float) else repr(value)[:40]
+            raise UserError(f"--{self.name.replace('_', '-')} {shown} must be {self.range}")
+        return float(value)
 
 
 class Objective(nn.Module):
@@ -136,7 +142,7 @@ class Objective(nn.Module):
             raise UserError(
                 f"{cls.__name__} has no parameter {', '.join(unknown)}: it has {', '.join(declared) or 'none'}"
             )
-        return {name: p.check(float(values.get(name, p.default))) for name, p in declared.items()}
+        return {name: p.check(values.get(name, p.default)) for name, p in declared.items()}
 
     def inner(self, adv_logits: Tensor, nat_logits: Tensor | None, y: Tensor) -> Tensor:
         """What the attack maximises.

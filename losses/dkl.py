@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from losses.base import Objective, Parameter
+from utils.options import require
 
 
 def soft_cross_entropy(nat_logits: Tensor, adv_logits: Tensor) -> Tensor:
@@ -82,6 +83,7 @@ class IKL(DKL):
 
     def __init__(self, num_classes: int, label_smoothing: float = 0.0, **values: float):
         super().__init__(num_classes, label_smoothing, **values)
+        require(num_classes > 1, f"{type(self).__name__} has a prior of each class: pass num_classes")
         self.register_buffer("prior", torch.full((num_classes, num_classes), 1 / num_classes))
         self.register_buffer("prior_sums", torch.zeros(num_classes, num_classes))  # of the epoch in progress
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from attacks.pgd import clip
 from engine.steps.standard import StandardStep, set_rates
+from utils.errors import UserError
 
 
 class FreeStep(StandardStep):
@@ -62,6 +63,9 @@ class FreeStep(StandardStep):
     def _known(self, x: Tensor) -> Tensor:
         """The perturbations of the batch's positions: zero where no batch has reached yet."""
         known = x[:0] if self.delta is None else self.delta
+        if known.shape[1:] != x.shape[1:]:
+            found = f"its perturbation is {tuple(known.shape)} and the images are {tuple(x.shape)}"
+            raise UserError(f"last.pt is damaged ({found}): train anew with --resume none")
         self.delta = torch.cat([known, torch.zeros_like(x[len(known) :])])
         return self.delta[: len(x)]
 

@@ -30,7 +30,8 @@ def test_average_equals_its_closed_form():
 
 
 def test_warm_up_copies_and_the_ramp_forgets_the_start():
-    """Update k: a copy up to the warm-up, then min(tau, (1 + k - W) / (10 + k - W)); statistics are the student's."""
+    """Update k: a copy up to the warm-up and, without a ramp, once more, which begins the average; with a ramp
+    min(tau, (1 + k - W) / (10 + k - W)), and statistics are the student's."""
     net = new_tiny_net(4, 1)
     network = AcceleratedModel(net, NO_ACCELERATION)
     plain, ramp = WeightAverage(network, 0.5, warmup=3), WeightAverage(network, 0.5, warmup=2.5, ramp=True)
@@ -40,7 +41,7 @@ def test_warm_up_copies_and_the_ramp_forgets_the_start():
             for tensor in net.state_dict().values():
                 tensor.copy_(torch.rand(tensor.shape) if tensor.is_floating_point() else torch.tensor(7 * k))
         w = net.state_dict()["conv1.weight"].clone()
-        taus = {"plain": 0.5 if k > 3 else 0.0, "ramp": min(0.5, (k - 1.5) / (k + 7.5)) if k > 2.5 else 0.0}
+        taus = {"plain": 0.5 if k > 4 else 0.0, "ramp": min(0.5, (k - 1.5) / (k + 7.5)) if k > 2.5 else 0.0}
         for name, average in (("plain", plain), ("ramp", ramp)):
             average.update(net.state_dict())
             expected[name] = taus[name] * expected.get(name, 0.0) + (1 - taus[name]) * w
