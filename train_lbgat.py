@@ -15,7 +15,7 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name} is not installed: source .venv/bin/activate, or pip install -r requirements.txt")
 
-EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
+EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}  # as a shell's; 75 for --max-minutes, "try again"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
         try:
             Trainer(parse_train(argv), group).fit()
         except Stopped as stopped:
-            sys.exit(EXIT_CODES.get(str(stopped), 0))
+            sys.exit(EXIT_CODES.get(str(stopped), 75))
 
 
 if __name__ == "__main__":

@@ -11,13 +11,22 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from utils.errors import UserError
+
 SMALL = 1e-20  # keeps the direction of a weight without gradient 0
 
 
 def perturbed_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the weights to perturb, by name: trained ones of more than one dimension, so no BatchNorm and no bias."""
-    named = model.named_parameters()
-    return {name: p for name, p in named if name.endswith("weight") and p.dim() > 1 and p.requires_grad}
+    """Return the weights to perturb, by name: trained ones of more than one dimension, so no BatchNorm and no bias.
+
+    Raises:
+        UserError: there are none, or some are computed from others (``torch.nn.utils.parametrizations``).
+    """
+    named = dict(model.named_parameters())
+    found = {name: p for name, p in named.items() if name.endswith("weight") and p.dim() > 1 and p.requires_grad}
+    if not found or any("parametrizations." in name for name in named):
+        raise UserError("weight perturbation is of plain weights, which this network lacks: set --awp-gamma 0")
+    return found
 
 
 def weight_gradients(loss: Tensor, weights: Iterable[Tensor]) -> list[Tensor]:

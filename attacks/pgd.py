@@ -1,6 +1,6 @@
 """Projected gradient ascent inside an l-inf or l2 ball: the inner maximisation of every method."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils.errors import UserError
 from utils.options import NORMS
 
 STARTS = ("gaussian", "gaussian-clamped", "uniform", "clean")
@@ -149,7 +150,8 @@ def perturb(
         nat_logits: logits (B, C) that ``inner`` gets in place of those on x.
 
     Returns:
-        x' like x, inside the epsilon-ball around x and [0, 1], detached.
+        x' like x, detached: inside the epsilon-ball around x and [0, 1], but for an image that takes no step, which
+        stays at its start.
     """
     if uses_clean and nat_logits is None:
         with torch.no_grad():
@@ -186,6 +188,26 @@ def perturb(
             if drop_stopped:
                 rows, wrong = torch.arange(len(y), device=y.device)[rows][moving], wrong[moving]
     return x_adv.detach()
+
+
+def check_attacked(images: Sequence[Tensor], attacked: Sequence[Tensor], spec: AttackSpec) -> None:
+    """Check what an attack returned, to a hundredth, which a start may be outside by.
+
+    Raises:
+        UserError: other shapes than those of the images, or outside the epsilon-ball or [0, 1].
+    """
+    for x, x_adv in zip(images, attacked, strict=False):  # none without an attack
+        if x_adv.shape != x.shape:
+            raise UserError(
+                f"the attack returned {tuple(x_adv.shape)} for images of {tuple(x.shape)}: it must keep them"
+            )
+        if not len(x) or x.is_meta:
+            continue
+        moved = (x_adv - x).flatten(1)
+        far = (moved.abs().amax() if spec.norm == "linf" else moved.norm(dim=1).amax() / 10).item()
+        reach = float(torch.as_tensor(spec.epsilon).max()) / (1 if spec.norm == "linf" else 10)
+        if not (far <= 1.001 * reach + 0.01 and x_adv.amin() >= -0.01 and x_adv.amax() <= 1.01):
+            raise UserError("the attack left the epsilon-ball or [0, 1]: clamp what its step returns")
 
 
 @contextmanager

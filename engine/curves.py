@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from engine.logger import terms_of
+from engine.log_lines import terms_of
 
 SERIES = {
     "student_clean": "student, clean",
@@ -28,7 +28,8 @@ def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     losses.plot(epochs, [m["loss"] for m in metrics], "k.-", label="sum")
     for term in dict.fromkeys(name for m in metrics for name in terms_of(m)):
         losses.plot(epochs, [terms_of(m).get(term, float("nan")) for m in metrics], ".-", label=term)
-    losses.set(title="training loss", yscale="log")
+    shown = [value for m in metrics for value in (m["loss"], *terms_of(m).values())]
+    losses.set(title="training loss", yscale="log" if min(shown) > 0 else "linear")
 
     highest = 0.0
     for key, label in SERIES.items():

@@ -7,23 +7,23 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import timedelta
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from engine.config import TrainConfig
 from engine.data import TrainingData
+from engine.log_lines import DECAYING, describe_run, epoch_line
 from engine.tensorboard import Board
 from engine.train_state import Checkpoints, Progress
 from losses.base import Objective
 from models.accelerate import AcceleratedModel
 from utils.device import slow_precision
 from utils.errors import UserError, ensure_writable, flush_output
-from utils.files import add_checksum, read_metrics, write_atomically
+from utils.files import add_checksum, read_metrics, set_aside, write_atomically
 from utils.options import format_epsilon
 
 CHOSEN_ON_TEST = (
@@ -31,7 +31,6 @@ CHOSEN_ON_TEST = (
     "images instead; last.pt involves no choice"
 )
 SECONDS_BETWEEN_PLOTS = 30.0
-DECAYING = ("multistep", "piecewise")  # schedules that --decay-epochs is for
 
 
 class Logger:
@@ -57,6 +56,7 @@ class Logger:
         if found:
             self.metrics = [entry for entry in read_metrics(earlier) if entry["epoch"] < progress.epoch]
         gaps = sorted(set(range(1, progress.epoch)) - {entry["epoch"] for entry in self.metrics})
+        kept = set_aside(self.folder, path.name) if not progress.started else None
         text = "".join(json.dumps(add_checksum(entry)) + "\n" for entry in self.metrics)
         write_atomically(path, lambda file: file.write(text.encode()))
         file = _LogFile(self.folder / "train.log", mode="a" if progress.started else "w", encoding="utf-8")
@@ -67,7 +67,9 @@ class Logger:
         self._close_handlers()
         self._logger.addHandler(file)
         self._logger.addHandler(_Output(sys.stdout))
-        self._board = Board(config, self.folder) if config.tensorboard else None
+        if kept:
+            self.info(f"notice: the log of an earlier run was here and is now in {kept}")
+        self._board = Board(config, self.folder, progress.epoch) if config.tensorboard else None
         if gaps:
             lines = ", ".join(map(str, gaps[:8])) + " ..." * (len(gaps) > 8)
             what = "was damaged" if found else "is not there"
@@ -132,16 +134,19 @@ class Logger:
             self.info(CHOSEN_ON_TEST)
 
     def resumed(self, checkpoints: Checkpoints, steps: int) -> None:
-        """Log where training resumes and from which file, and whether the processes or threads then and now differ."""
+        """Log where training resumes and from which file, and which processes, threads or code differ from then."""
         progress, then = checkpoints.progress, checkpoints.saved_with or {}
         self.info(f"resuming at epoch {progress.epoch}, step {progress.step}/{steps}, from {checkpoints.latest}")
         for what, now in (("processes", checkpoints.group.size), ("threads", torch.get_num_threads())):
             if then.get(what, now) != now:
                 name = "CPU threads" if what == "threads" else what
                 self.info(f"warning: saved with {then[what]} {name}, now {now}: the weights may differ by rounding")
+        if then.get("code", "") not in ("", checkpoints.code):
+            self.info("warning: the code of the method or of its step has changed since this state was saved")
 
     def epoch(self, metrics: dict[str, Any], seconds_left: float) -> None:
         """Append one epoch to metrics.jsonl and the log, and draw the curves now and then."""
+        metrics = {name: v.item() if isinstance(v, (Tensor, np.generic)) else v for name, v in metrics.items()}
         self.metrics.append(metrics)
         path = self.folder / "metrics.jsonl"
         try:
@@ -219,7 +224,7 @@ class _LogFile(logging.FileHandler):
         try:
             if path.exists() and not path.is_file():
                 raise OSError("it is there and is no regular file")
-            super().__init__(path, **options)
+            super().__init__(path, errors="backslashreplace", **options)
         except OSError as error:
             raise self._failed(path, error) from error
 
@@ -237,55 +242,3 @@ class _Output(logging.StreamHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         flush_output()
-
-
-def describe_run(config: TrainConfig, guided: bool, images: int) -> str:
-    """What is trained, in one line."""
-    parameters = ", ".join(f"{name} {value:g}" for name, value in config.parameters.items())
-    epochs, factors = config.decay_epochs if config.schedule in DECAYING else (), config.decay_factors
-    decays = zip(epochs, factors or repeat(0.1), strict=False)
-    decayed = "".join(f", times {factor:g} from epoch {epoch:g}" for epoch, factor in decays)
-    step = f"{config.step_ratio:g} epsilon" if config.step_ratio else format_epsilon(config.step_size)
-    held_out = f"{config.val_size} held-out" if config.val_size else "test"
-    parts = [
-        f"{config.method} ({parameters})" if parameters else config.method,
-        f"student {config.student}",
-        f"guide {config.guide}" if guided else "",
-        f"normalisation {config.normalize}" if config.normalize != "none" else "",
-        f"{config.dataset} ({images} training images, evaluated on {held_out} images)",
-        f"{config.extra_fraction:.0%} of each batch from {config.extra_data}" if config.extra_data else "",
-        f"augmentation {config.augment}" if config.augment != "none" else "",
-        f"{config.epochs} epochs of batches of {config.batch_size}",
-        f"lr {config.lr:g} {config.schedule}{decayed}",
-        f"momentum {config.momentum:g}",
-        f"weight decay {config.weight_decay:g}",
-        f"{config.norm} epsilon {format_epsilon(config.epsilon)}, {config.num_steps} attack steps of {step}",
-        f"epsilon ramp {config.epsilon_ramp}" if config.epsilon_ramp != "none" else "",
-        f"weight perturbation {config.awp_gamma:g} from epoch {config.awp_start_epoch}" if config.awp_gamma else "",
-        f"weights averaged each {config.average_every}" if config.average_every != "none" else "",
-        f"seed {config.seed}",
-        config.precision,
-    ]
-    return ", ".join(part for part in parts if part)
-
-
-def terms_of(entry: dict[str, Any]) -> dict[str, float]:
-    """The terms of the loss in an entry of metrics.jsonl; runs of earlier versions have them under ``terms``."""
-    flat = {key.removeprefix("loss_"): value for key, value in entry.items() if key.startswith("loss_")}
-    return flat or dict(entry.get("terms", {}))
-
-
-def epoch_line(m: dict[str, Any], epochs: int, seconds_left: float) -> str:
-    """One epoch's line, from its entry of metrics.jsonl."""
-    terms = " ".join(f"{name} {value:.4f}" for name, value in terms_of(m).items())
-    guide = f", guide {m['guide_clean']:.2f}%" if "guide_clean" in m else ""
-    average = ""
-    if "average_clean" in m:
-        average = f", average: clean {m['average_clean']:.2f}%, PGD-20 {m['average_robust']:.2f}%"
-    overfitting = f", PGD-5 on training images {m['train_robust']:.2f}%" if "train_robust" in m else ""
-    peak = f" ({m['of_peak']:.0%} of the peak)" if "of_peak" in m else ""
-    return (
-        f"epoch {m['epoch']}/{epochs}  lr {m['lr']:g}  loss {m['loss']:.4f} ({terms})  "
-        f"{m['split']}: clean {m['student_clean']:.2f}%, PGD-20 {m['student_robust']:.2f}%{guide}{average}"
-        f"{overfitting}  {m['images_per_second']:.0f} images/s{peak}  left {timedelta(seconds=round(seconds_left))}"
-    )

@@ -1,9 +1,12 @@
 """Read the state of an interrupted run, and check that it is undamaged and of this run."""
 
 import dataclasses
+import hashlib
+import inspect
 import json
 import math
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,14 @@ from torch import Tensor
 
 from engine.config import TrainConfig
 from losses import find_method
+from models.custom import is_custom, short_name
 from models.weights import load_file
 from utils.errors import UserError, first_line
 from utils.files import read_json
 from utils.options import flag
 
 FORMAT = "lbgat-training-state-1"
+NOT_OURS = ("torch.", "builtins", "typing", "abc")
 
 # What may differ between a run and its continuation without making it another run.
 MAY_CHANGE_ON_RESUME = {
@@ -103,7 +108,7 @@ def differences(then: dict[str, Any], config: TrainConfig, may_change: set[str])
         ValueError, TypeError, RecursionError: a setting then is no plain value.
     """
     defaults = {f.name: f.default for f in dataclasses.fields(config)} | find_method(config.method).complete({})
-    now, then = config.as_dict(), defaults | then
+    now, then = _without_paths(config.as_dict()), _without_paths(defaults | then)
     now, then = (json.loads(json.dumps({name: values.get(name) for name in now})) for values in (now, then))
     return [
         "the source file of a network"
@@ -112,6 +117,14 @@ def differences(then: dict[str, Any], config: TrainConfig, may_change: set[str])
         for name, value in now.items()
         if name not in may_change and then.get(name) != value
     ]
+
+
+def _without_paths(settings: dict[str, Any]) -> dict[str, Any]:
+    """A user's network is the same one in another folder."""
+    names = {name: settings.get(name) for name in ("student", "guide")}
+    short = {name: short_name(text) for name, text in names.items() if isinstance(text, str) and is_custom(text)}
+    hashes = settings.get("sources")
+    return settings | short | ({"sources": sorted(hashes.values())} if isinstance(hashes, dict) else {})
 
 
 def check_folders(checkpoints: Path, logs: Path, config: TrainConfig, started: bool) -> None:
@@ -158,6 +171,18 @@ def check_progress(state: dict[str, Any], steps_per_epoch: int) -> None:
         raise ValueError("best")
     if not all(isinstance(value, float) for value in figures):
         raise ValueError("the figures of best")
+
+
+@cache
+def code_hash(*classes: type) -> str:
+    """SHA-256 of the source of classes and of those of this project that they inherit from; empty if it is unknown."""
+    try:
+        sources = [
+            inspect.getsource(c) for cls in classes for c in cls.__mro__ if not c.__module__.startswith(NOT_OURS)
+        ]
+    except (OSError, TypeError):  # as of a class that was typed in
+        return ""
+    return hashlib.sha256("".join(sources).encode()).hexdigest()
 
 
 def _written(value: Any) -> str:

@@ -19,16 +19,20 @@ FINAL = ("student_clean", "student_robust", "average_clean", "average_robust")
 class Board:
     """Writes ``LOG_DIR/MARK/tensorboard``; after a resume the curves continue in the same place.
 
+    Args:
+        epoch: where training starts: what the folder shows from there on is of a run before, and hidden.
+
     Raises:
         UserError: TensorBoard is not installed.
     """
 
-    def __init__(self, config: TrainConfig, folder: Path):
+    def __init__(self, config: TrainConfig, folder: Path, epoch: int):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard") from error
-        self._config, self._writer, self._last = config, SummaryWriter(str(folder / "tensorboard")), {}
+        writer = SummaryWriter(str(folder / "tensorboard"), purge_step=epoch)
+        self._config, self._writer, self._last = config, writer, {}
 
     def epoch(self, metrics: dict[str, Any], network: AcceleratedModel, pixels: Tensor, labels: Tensor) -> None:
         """Add one epoch: every number of its entry, and a row of clean images above their PGD-20 ones.

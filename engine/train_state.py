@@ -17,12 +17,12 @@ from engine.config import TrainConfig
 from engine.resume import FORMAT, damaged, momentum_buffers, optimizer_state
 from engine.schedule import learning_rate
 from engine.share import share_state
-from engine.steps import Step
+from engine.steps import STEPS, Step
 from losses.base import Objective
 from models.weights import load_strictly, plain_state
 from utils.distributed import ProcessGroup
 from utils.errors import UserError
-from utils.files import save_atomically, write_atomically
+from utils.files import identity, save_atomically, write_atomically
 from utils.options import flag
 
 
@@ -72,7 +72,7 @@ class Checkpoints:
         latest: the last file that this run was saved to, or resumed from; None if there is none.
         replaced: files of an earlier run with this mark that are removed when this one is saved first.
         group: the processes that train together; only process 0 reads and writes files.
-        saved_with: processes and CPU threads of each that saved the state that was resumed from; None if not known.
+        saved_with: processes, CPU threads of each and the code that saved the resumed state; None if not known.
         best_file: best.pt beside the file that was resumed from.
         found: identity of the last.pt that was there at the start; None if there was none.
     """
@@ -89,7 +89,7 @@ class Checkpoints:
     latest: Path | None = None
     replaced: list[Path] = field(default_factory=list)
     group: ProcessGroup = field(default_factory=ProcessGroup)
-    saved_with: dict[str, int] | None = None
+    saved_with: dict[str, Any] | None = None
     found: tuple[int, ...] | None = None
     best_file: Path | None = None
     saved_at: float = field(default_factory=time.monotonic)
@@ -148,8 +148,13 @@ class Checkpoints:
         save_atomically(state, last)
         self.latest, self.found = last, identity(last)
 
-    def _processes(self) -> dict[str, int]:
-        return {"processes": self.group.size, "threads": torch.get_num_threads()}
+    def _processes(self) -> dict[str, Any]:
+        return {"processes": self.group.size, "threads": torch.get_num_threads(), "code": self.code}
+
+    @property
+    def code(self) -> str:
+        """Hash of the method's and its step's source."""
+        return resume.code_hash(type(self.objective), STEPS[self.objective.step])
 
     def save_epoch(self, epoch: int, metrics: dict[str, Any], split: str) -> None:
         """Save after an epoch, whose progress is counted already: best.pt if it is the best, and last.pt.
@@ -262,7 +267,7 @@ class Checkpoints:
         if not self.best_file.exists():
             self.progress.best = {}  # its file is missing: the next epoch is the best so far
         self.latest = path
-        self.saved_with = {name: state[name] for name in ("processes", "threads") if name in state} or None
+        self.saved_with = {name: state[name] for name in ("processes", "threads", "code") if name in state} or None
 
     def _load(self, state: dict[str, Any], path: Path, steps_per_epoch: int) -> None:
         resume.check_progress(state, steps_per_epoch)
@@ -289,12 +294,3 @@ class Checkpoints:
 def _trained(model: nn.Module) -> list[Tensor]:
     """The parameters and running statistics: another buffer, such as a mask, may hold infinities."""
     return [*model.parameters(), *(b for name, b in model.named_buffers() if "running_" in name)]
-
-
-def identity(path: Path) -> tuple[int, ...] | None:
-    """What changes whenever a file is written anew; None if there is no file."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns

@@ -24,6 +24,7 @@ from utils.files import lock_folder
 from utils.options import COMPILE, NORMS, parse_epsilon, require
 
 STATE = "evaluate.state.npz"
+PLAIN = (float, str, tuple, list)  # attributes of a network; an integer may be a counter of its calls
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def evaluate(
         compile: ``off``, ``on`` for torch.compile, or ``auto``; see ``AttackedModel``.
         plain: run the official front end on the untouched network: slower, for comparison.
         folder: save the state there after each attack on a batch (``evaluate.state.npz``): the same call resumes, and
-            once it has finished returns the result at once. None saves nothing.
+            once it has finished returns the result at once, for a network of the same weights, forward methods and
+            plain attributes (texts and numbers but integers). None saves nothing.
 
     Raises:
         ValueError: x and y do not have these shapes, x is outside [0, 1], or y outside of the classes.
@@ -118,7 +120,7 @@ def evaluate(
     with lock_folder(state.parent, "evaluation") if state else nullcontext():
         if state is not None:
             fingerprint = _fingerprint(model, x, y, suite, precision)
-            if state.exists():
+            if state.is_file():
                 results = PerImageResults.load(state, fingerprint, results)
             save = partial(results.save, state, fingerprint)
         with _unchanged(model), torch.random.fork_rng(gpus), ieee_products():  # the last one restores the flags of TF32
@@ -145,14 +147,20 @@ def evaluate(
 
 
 def _fingerprint(model: nn.Module, x: Tensor, y: Tensor, suite: Suite, precision: str) -> dict[str, Any]:
-    """What the result depends on: the network's class and weights, the images and the settings."""
-    weights, images = hashlib.sha256(), hashlib.sha256()
+    """What the result depends on: the network's code, numbers and weights, the images and the settings."""
+    weights, images, code = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
+    for name, module in model.named_modules():
+        forward = getattr(type(module).forward, "__code__", None)
+        constants = [c for c in forward.co_consts if isinstance(c, PLAIN)] if forward else []
+        numbers = {key: value for key, value in vars(module).items() if isinstance(value, PLAIN)}
+        code.update(repr((name, forward and forward.co_code, constants, numbers)).encode())
     for name, tensor in sorted(model.state_dict().items()):
         weights.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     for tensor in (x, y):
         images.update(tensor.cpu().numpy().tobytes())
     return {
         "model": type(model).__qualname__,
+        "code_sha256": code.hexdigest(),
         "weights_sha256": weights.hexdigest(),
         "data_sha256": images.hexdigest(),
         "norm": suite.norm,
@@ -172,7 +180,9 @@ def _fingerprint(model: nn.Module, x: Tensor, y: Tensor, suite: Suite, precision
 def _unchanged(model: nn.Module) -> Iterator[None]:
     """Give a network its modes, flags, devices and memory order back, and cuDNN its own flag."""
     modes = [(module, module.training) for module in model.modules()]
-    parameters = [(p, p.data, p.requires_grad) for p in model.parameters()]
+    parameters = [(p, p.data, p.grad, p.requires_grad) for p in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = None  # which would move to another device with it
     buffers = [(module, name, b) for module in model.modules() for name, b in module.named_buffers(recurse=False)]
     benchmark = torch.backends.cudnn.benchmark
     try:
@@ -181,8 +191,9 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
         for module, training in modes:
             module.training = training
-        for parameter, data, requires_grad in parameters:
-            parameter.data = data
+        for parameter, data, gradient, requires_grad in parameters:
+            parameter.data, parameter.grad = data, None
+            parameter.grad = gradient
             parameter.requires_grad_(requires_grad)
         for module, name, buffer in buffers:
             setattr(module, name, buffer)

@@ -6,6 +6,7 @@ robust accuracy is not to be trusted; all of them passed prove nothing.
 """
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -91,7 +92,8 @@ def cross_checks(model: nn.Module, suite: Suite, x: Tensor, y: Tensor, robust: T
     white_box = ("apgd-ce", "apgd-t") if num_classes > NUM_TARGETS else ("apgd-ce",)  # apgd-t has that many targets
     radii = _radii(suite, x[0].numel())
     passes = 2 + len(white_box) + len(radii) + PGD_RESTARTS + NOISE_DRAWS
-    with tqdm(total=passes * len(x), unit="img·attack", desc="cross-checks") as bar:
+    total, silent = passes * len(x), sys.stderr is None
+    with tqdm(total=total, unit="img·attack", desc="cross-checks", disable=silent) as bar:
         images = _Images(model, suite, x, y, bar)
         clean = images.correct_under(images.correct)
         after_ce = images.correct_under_suite("apgd-ce", clean)

@@ -16,7 +16,7 @@ from evaluation.autoattack.suite import Suite
 from evaluation.results import NOT_WRITTEN_BEFORE, PerImageResults
 from evaluation.target import LoadedModel
 from utils.errors import UserError
-from utils.files import add_checksum, write_atomically
+from utils.files import add_checksum, read_json, write_atomically
 from utils.options import format_epsilon
 from utils.provenance import NOT_INSTALLED, versions
 from utils.statistics import accuracy_interval
@@ -79,7 +79,7 @@ def keep_earlier(folder: Path, fingerprint: dict[str, Any]) -> Path | None:
     if report.exists() and not report.is_file():
         raise UserError(f"{report} is no regular file: remove it, or use another --mark")
     try:
-        earlier = NOT_WRITTEN_BEFORE | json.loads(report.read_bytes())
+        earlier = NOT_WRITTEN_BEFORE | read_json(report)
         if all(earlier.get(key) == value for key, value in fingerprint.items()):
             return None
         date = re.sub(r"\D", "", earlier["date"])[:14]

@@ -124,5 +124,5 @@ class _Normalise(torch.autograd.Function):
         slope, shift = -scale * (sums / count).to(scale.dtype)
         slope = slope * invstd
         shift = shift - slope * mean
-        scale, slope, shift = (t.to(x.dtype).view(1, -1, 1, 1) for t in (scale, slope, shift))
-        return (grad * scale).addcmul_(x, slope).add_(shift), grad_weight, grad_bias, *[None] * 5
+        scale, slope, shift = (t.view(1, -1, 1, 1) for t in (scale, slope, shift))  # in bfloat16 the sum would cancel
+        return (grad * scale).addcmul_(x, slope).add_(shift).to(x.dtype), grad_weight, grad_bias, *[None] * 5

@@ -3,7 +3,6 @@
 A file is understood as a whole or refused: no weight is left out, guessed or loaded in part.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,8 +26,9 @@ OUTER_NAMES = ("model.", "net.", "network.", "backbone.", "1.")  # of the networ
 NORMALIZATIONS = tuple(
     (prefix + mean, prefix + std)
     for prefix in ("", "normalize.", "normalizer.", "normalization.", "0.")
-    for mean, std in (("mu", "sigma"), ("mean", "std"))
+    for mean, std in (("mu", "sigma"), ("mean", "std"), ("new_mean", "new_std"))
 )
+NORMALIZING = ("mean", "std", "mu", "sigma", "normalize", "normalizer", "normalization")  # beside a state dict
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,11 @@ def _unwrap(content: Any, depth: int = 0) -> tuple[Any, list[str]]:
     if not found:
         return content, []
     state, notes = _unwrap(content[found[0]], depth + 1)
+    if beside := [key for key in content if str(key).lower() in NORMALIZING]:
+        raise UserError(
+            f"a checkpoint holds {beside[0]!r} beside its weights, which are not loaded without it: save the weights "
+            "alone and pass --normalize"
+        )
     others = f" (not {', '.join(found[1:])})" if len(found) > 1 else ""
     return state, [f"weights under {found[0]!r}{others}", *notes]
 
@@ -132,7 +137,9 @@ def readings(weights: Weights, path: str | Path, custom: bool = False) -> list[W
     pair = next((pair for pair in NORMALIZATIONS if weights.state.keys() >= set(pair)), None)
     normalization = _normalization(*(weights.state[name] for name in pair)) if pair else None
     if pair and normalization is None and not custom:
-        raise UserError(f"{path}: {pair[0]!r} and {pair[1]!r} are no mean and standard deviation of three channels")
+        raise UserError(
+            f"{path}: {pair[0]!r} and {pair[1]!r} are no mean and standard deviation of three channels in [0, 1]"
+        )
     if normalization is not None:
         rest = {name: tensor for name, tensor in weights.state.items() if name not in pair}
         note = f"normalisation {normalization} from {pair[0]!r} and {pair[1]!r}"
@@ -152,8 +159,7 @@ def _normalization(mean: Tensor, std: Tensor) -> Normalization | None:
         values = [tuple(float(f"{value:.9g}") for value in tensor.flatten().tolist()) for tensor in (mean, std)]
     except (TypeError, RuntimeError):  # complex, without values, or sparse
         return None
-    usable = all(map(math.isfinite, values[0] + values[1])) and min(values[1]) > 0
-    return Normalization(*values) if usable else None
+    return found if (found := Normalization(*values)).usable else None
 
 
 def load_network(

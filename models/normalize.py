@@ -16,6 +16,11 @@ class Normalization:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
+    @property
+    def usable(self) -> bool:
+        """Whether they can be of pixels in [0, 1]."""
+        return all(0 <= m <= 1 for m in self.mean) and all(0 < s <= 1 for s in self.std)
+
     def __str__(self) -> str:
         """``0.4914,0.4822,0.4465/0.247,0.2435,0.2616``, as ``--normalize`` takes it."""
         return "/".join(",".join(f"{value:.9g}" for value in part) for part in (self.mean, self.std))
@@ -39,7 +44,7 @@ def parse_normalization(text: str) -> Normalization | None:
         return NAMED[text]
     try:
         mean, std = (tuple(float(value) for value in part.split(",")) for part in text.split("/"))
-        if not (len(mean) == len(std) == 3 and all(0 <= m <= 1 for m in mean) and all(0 < s <= 1 for s in std)):
+        if not (len(mean) == len(std) == 3 and Normalization(mean, std).usable):
             raise ValueError
     except ValueError as error:
         raise UserError(

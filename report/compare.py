@@ -61,6 +61,7 @@ def settings(report: dict[str, Any]) -> dict[str, str]:
         "norm": report["norm"],
         "epsilon": report["epsilon_text"],
         "suite": suite_name(report),
+        "precision": f"{report.get('precision', 'fp32')}{', front end' if report.get('plain') else ''}",
     }
 
 

@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--out {out} must be a FILE.png")
     for name, metrics in runs.items():
         last = metrics[-1]
+        if not last.keys() >= {"student_clean", "student_robust"}:
+            raise UserError(f"{name}: its metrics.jsonl is not of a training run")
         print(
             f"{name}: epoch {last['epoch']}, clean {last['student_clean']:.2f}%, PGD-20 {last['student_robust']:.2f}%"
         )

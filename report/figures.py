@@ -129,9 +129,12 @@ def draw_perturbations(
     figure.savefig(file, dpi=130)
 
 
-def load_named(text: str) -> tuple[str, nn.Module, str | None]:
+def load_named(text: str, student: str = "auto") -> tuple[str, nn.Module, str | None]:
     """``NAME=CHECKPOINT`` or ``NAME=CHECKPOINT:guide`` -> the name, the network in eval mode, and the data set that it
     was trained on if the file says so.
+
+    Args:
+        student: the network in the file, but of a guide.
 
     Raises:
         UserError: not of this form, or no network fits the file.
@@ -144,7 +147,7 @@ def load_named(text: str) -> tuple[str, nn.Module, str | None]:
     config = content.get("config") if isinstance(content, dict) else None
     dataset = config.get("dataset") if isinstance(config, dict) else None
     if not guide:
-        return name, load_network(content, file).model.eval(), dataset
+        return name, load_network(content, file, student).model.eval(), dataset
     if not isinstance(content, dict) or not content.get("guide"):
         raise UserError(f"{file} holds no guide: pass the last.pt of a --method lbgat run")
     guide = config.get("guide") if isinstance(config, dict) else None
@@ -159,6 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m report.figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("networks", nargs="+", metavar="NAME=CHECKPOINT")
+    parser.add_argument("--student", default="auto", help="FILE.py:NAME of all these networks, if it is one of yours")
     parser.add_argument("--dataset", help="of the test images (default: the one that the first network was trained on)")
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--epsilon", default="0.031", help="of the attack (default: %(default)s)")
@@ -166,7 +170,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", default="0,1", help="the two test images that are drawn (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("Logs/figures"), help="folder (default: %(default)s)")
     arguments = parser.parse_args(argv)
-    epsilon, named = parse_epsilon(arguments.epsilon), [load_named(text) for text in arguments.networks]
+    epsilon, named = (
+        parse_epsilon(arguments.epsilon),
+        [load_named(text, arguments.student) for text in arguments.networks],
+    )
     networks, dataset = {name: network for name, network, _ in named}, arguments.dataset or named[0][2]
     if len(networks) < len(named):
         raise UserError("two networks have one name: write another before =")

@@ -25,6 +25,8 @@ ORIGIN = {
     "batch_size": "batch size",
     "seed": "seed",
     "date": "date",
+    "commit": "commit",
+    "dirty": "whether files differed from it",
     "weights": "network and weights in the checkpoint",
     "normalize": "normalisation in the network",
     "source_sha256": "SHA-256 of the network's source file",

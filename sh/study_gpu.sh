@@ -72,13 +72,13 @@ job() { # MARK COMMAND...: run it; leave what it says, and its status if it fail
     file=$(errors "$1")
     rm -f "$file.status"
     "${@:2}" 2>"$file" || status=$?
-    case $status in 0 | 124 | 143) rm "$file" ;; *) echo "$status" >"$file.status" ;; esac
+    case $status in 0 | 75 | 124 | 143) rm "$file" ;; *) echo "$status" >"$file.status" ;; esac
 }
 
 train() { # MARK FLAGS...
     limited "$PYTHON" train_lbgat.py "${common[@]}" "${@:2}" --epochs "$epochs" --save-freq 1000 --mark "$1" \
         --log-dir "Logs/$study" --checkpoint-dir "checkpoints/$study" \
-        --max-minutes "$(awk "BEGIN { print ($(left) - 20) / 60 }")" >/dev/null || return
+        --max-minutes "$(awk "BEGIN { print ($(left) - 20) / 60 }")" >/dev/null || { local status=$?; [ $status -eq 75 ] || return $status; }
     tail -n 2 "Logs/$study/$1/train.log"
 }
 

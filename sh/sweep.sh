@@ -17,7 +17,9 @@ while [ $# -gt 0 ]; do
             declare "${1#--}=$2"
             shift 2
             ;;
-        --seed | --mark | --log-dir | --checkpoint-dir) _fail "$1 is set by the sweep: use --seeds 1,2,3 or --name NAME" ;;
+        --seed | --mark | --log-dir | --checkpoint-dir | --seed=* | --mark=* | --log-dir=* | --checkpoint-dir=*)
+            _fail "${1%%=*} is set by the sweep: use --seeds 1,2,3 or --name NAME"
+            ;;
         *) flags+=("$1") && shift ;;
     esac
 done
@@ -36,7 +38,11 @@ run() {
         return
     fi
     echo "$mark: $recipe $*"
-    bash "$recipe" "$@" --mark "$mark" --log-dir "Logs/$name" --checkpoint-dir "checkpoints/$name"
+    bash "$recipe" "$@" --mark "$mark" --log-dir "Logs/$name" --checkpoint-dir "checkpoints/$name" || {
+        local status=$?
+        echo "the sweep ends at $mark: the same command continues it, --name NAME begins another" >&2
+        exit "$status"
+    }
     echo "$recipe $*" >"$folder/finished"
 }
 

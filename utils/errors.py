@@ -1,5 +1,6 @@
 """The one exception that the programs turn into a single sentence and a non-zero exit."""
 
+import io
 import os
 import sys
 import tempfile
@@ -57,7 +58,13 @@ def ensure_writable(folder: Path, option: str) -> None:
 
 
 def run_program(main: Callable[[], None]) -> None:
-    """Call a program's main; a UserError, a full or unwritable disk or Ctrl-C ends without a traceback."""
+    """Call a program's main; a UserError, a full or unwritable disk or Ctrl-C ends without a traceback.
+
+    What the output's encoding lacks, such as the ± of a result in ASCII, is written as an escape.
+    """
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
         if error := flush_output():

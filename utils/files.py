@@ -9,6 +9,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -97,6 +98,35 @@ def file_hash(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def set_aside(folder: Path, last: str) -> Path | None:
+    """Move the files of an earlier run to ``earlier-DATE`` in their folder, but for locks and checkpoints.
+
+    Args:
+        last: the file that says whether there is one, moved last; an empty one does not count.
+
+    Returns:
+        Where they are now; None if there were none.
+    """
+    sign = folder / last
+    if not sign.is_file() or not sign.stat().st_size:
+        return None
+    kept = folder / f"earlier-{datetime.fromtimestamp(sign.stat().st_mtime):%Y%m%d%H%M%S}"
+    kept.mkdir(exist_ok=True)
+    files = [path for path in folder.iterdir() if path.is_file() and path.suffix not in (".lock", ".pt")]
+    for path in sorted(files, key=lambda path: path.name == last):
+        path.replace(kept / path.name)
+    return kept
+
+
+def identity(path: Path) -> tuple[int, ...] | None:
+    """What changes whenever a file is written anew; None if there is no file."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def add_checksum(content: dict[str, Any]) -> dict[str, Any]:

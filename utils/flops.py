@@ -40,7 +40,7 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    if any(part in name for part in ("MIG", "PCIe", "NVL")):  # parts of a card, and cards with less power
+    if any(part in name for part in ("MIG", "PCIe", "NVL", "Laptop")):  # parts of a card, or cards with less power
         return None
     tflops = next((peaks.get(precision) for part, peaks in PEAK_TFLOPS.items() if part in name), None)
     return None if tflops is None else 1e12 * tflops

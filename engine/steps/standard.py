@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.awp import named_directions, perturbed, perturbed_weights, statistics_kept, weight_gradients
-from attacks.pgd import AttackSpec, frozen, perturb, starting_point, uniform
+from attacks.pgd import AttackSpec, check_attacked, frozen, perturb, starting_point, uniform
 from losses.base import FROZEN_PASSES, Objective
 from models.accelerate import AcceleratedModel
 from utils.distributed import ProcessGroup
@@ -94,7 +94,9 @@ class StandardStep:
         views, starts = (
             [part[self._rows(part)] for x in images for part in self._parts(x)] for images in (views, starts)
         )
-        self.x_adv = self.adversarial(views, y, starts, generator)
+        first, self.x_adv = not self.x_adv, self.adversarial(views, y, starts, generator)
+        if first:
+            check_attacked(views, self.x_adv, self.attack)
         terms = self.update(views, y)
         self._set_bn_momentum()  # the next batch may be a CUDA graph, which does not come through here
         for i, (x, labels) in enumerate(zip(views, self._labels(views, y), strict=True)):

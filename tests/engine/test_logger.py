@@ -132,10 +132,13 @@ def test_the_time_left_counts_steps_of_this_process_alone(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"decay_epochs": (76, 91)}, "lr 0.1 multistep, times 0.1 from epoch 76, times 0.1 from epoch 91, momentum"),
+        (
+            {"decay_epochs": (76, 91)},
+            "lr 0.1 multistep, times 0.2 in epoch 1, times 0.1 from epoch 76, times 0.1 from epoch 91, mom",
+        ),
         ({"decay_epochs": (6, 9), "decay_factors": (0.1, 0.5)}, "times 0.1 from epoch 6, times 0.5 from epoch 9, mom"),
         ({"schedule": "piecewise", "decay_epochs": (2.5,)}, "lr 0.1 piecewise, times 0.1 from epoch 2.5, momentum"),
-        ({"decay_epochs": ()}, "lr 0.1 multistep, momentum"),
+        ({"decay_epochs": ()}, "lr 0.1 multistep, times 0.2 in epoch 1, momentum"),
         ({"schedule": "cosine"}, "lr 0.1 cosine, momentum"),
     ],
 )

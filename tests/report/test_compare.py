@@ -37,7 +37,7 @@ def test_compare(save, compared, tmp_path):
     a = save("a", clean_accuracy=60.0, robust_accuracy=30.0)
     b = save("b", clean_accuracy=100.0, robust_accuracy=0.0, model="resnet18")
     out = compare([str(a), str(b / "autoattack.json")], tmp_path / "out")
-    settings = ["digits", "50", "linf", "0.1", "AutoAttack"]
+    settings = ["digits", "50", "linf", "0.1", "AutoAttack", "fp32"]
     assert compared() == [
         ["a", "wrn-10-1", *settings, "60.00%", "46.2 to 72.4", "30.00%", "19.1 to 43.8"],
         ["b", "resnet18", *settings, "100.00%", "92.9 to 100.0", "0.00%", "0.0 to 7.1"],

@@ -114,6 +114,7 @@ def test_what_was_not_measured_alike_is_kept_apart(tmp_path, monkeypatch):
             "version": version,
             "attacks": ["apgd-ce"],
             "epsilon_text": "0.1",
+            "norm": "linf",
             "n": 9,
             "robust_accuracy": 1,
         }
