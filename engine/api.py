@@ -33,6 +33,8 @@ class Run:
 def train(config: TrainConfig) -> Run:
     """Train as ``train_lbgat.py`` does; a run that was interrupted resumes, and one that is finished is only read.
 
+    PyTorch's seed, flags of TF32 and choice of deterministic algorithms are then those of the run.
+
     Args:
         config: ``TrainConfig.create(NAME=value, ...)``: the flags of train_lbgat.py with underscores, the method's own
             parameters included.

@@ -21,7 +21,8 @@ def learning_rate(config: TrainConfig, epoch: int, done: float = 0.5, updates: i
       Kolter, ICML 2020).
     * ``cosine``: ``lr`` 0.5 (1 + cos(pi epoch / (E + 1))), as in IKL-AT; ``cosine-from-lr``: the same with
       (epoch - 1) / E, as in DAJAT.
-    * ``onecycle``: linear from 0 to ``lr`` at 2/5 of the training and back to 0 (Wong, Rice and Kolter, ICLR 2020).
+    * ``onecycle``: linear from 0 to ``lr`` at 2/5 of the training and back to 0, as ``superconverge`` of Rice et al.
+      2020, but read in the middle of an update.
     * ``cyclic``: linear from 0 to ``lr`` in the middle of the training and back to 0 (their program).
     * ``onecycle-epochs``, ``onecycle-updates``: PyTorch's OneCycleLR, which counts epochs or updates: a cosine from
       ``lr`` / 25 to ``lr`` in the part ``onecycle_up``, and one down to ``lr`` / 250,000.

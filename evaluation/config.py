@@ -113,7 +113,8 @@ class EvalConfig(CommonConfig):
             "--plain is fp32 without torch.compile: leave out --precision and --compile",
         )
         require(
-            (self.version == "custom") == bool(self.attacks), "--attacks goes with --version custom, and only with it"
+            (self.version == "custom") == bool(self.attacks),
+            "--attacks goes with --version custom, and only with it, such as --attacks apgd-ce,apgd-t",
         )
 
 

@@ -12,6 +12,7 @@
 
 # Slurm runs a copy of this file from another folder.
 cd "${SLURM_SUBMIT_DIR:?submit this script: sbatch sh/eval_autoattack_slurm.sh --checkpoint FILE}"
+[ -f sh/_env.sh ] || { echo "error: submit this script from the repository's root" >&2 && exit 1; }
 . sh/_env.sh requirements.txt
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 exec srun --kill-on-bad-exit=1 "$PYTHON" -m torch.distributed.run \

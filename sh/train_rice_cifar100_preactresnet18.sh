@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Rice2020 (Rice et al., ICML 2020): CIFAR-100, PreActResNet-18; settings of the authors' training program.
-# Early stopping is best.pt, chosen on the held-out images by PGD-20. --val-size 0 --eval-size 10000 chooses on the test set,
-# as the published figures are (by PGD-10).
+# Early stopping is best.pt, chosen by PGD-20 on 1,000 of the training images, which are held out. The published figures are
+# of all 50,000, chosen on the test set by PGD-10: --val-size 0 --eval-size 10000.
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
 launch train_lbgat.py \
     --dataset cifar100 --method rice --student preactresnet18 \

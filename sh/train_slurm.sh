@@ -16,6 +16,7 @@
 
 # Slurm runs a copy of this file from another folder.
 cd "${SLURM_SUBMIT_DIR:?submit this script: sbatch sh/train_slurm.sh --dataset NAME ...}"
+[ -f sh/_env.sh ] || { echo "error: submit this script from the repository's root" >&2 && exit 1; }
 . sh/_env.sh requirements.txt
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 told_to_stop=

@@ -17,7 +17,7 @@ from engine.config import TrainConfig
 from evaluation.attack_loop import attack_chunk, attack_images
 from evaluation.autoattack.suite import STANDARD, SUITE_NORMS, Suite
 from evaluation.results import PerImageResults
-from losses import METHODS, create_objective
+from losses import METHODS, create_objective, find_method
 from models import create_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +32,36 @@ CHECKS = [
     "PGD-100 not better than APGD",
     "noise costs little accuracy",
 ]
+
+
+NET_SOURCE = """
+from torch import nn
+
+class MyNet(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+        self.classify = nn.Linear(64, num_classes)
+
+    def forward(self, x):
+        return self.classify(self.features(x).view(len(x), -1))  # view: of contiguous memory only
+
+def seven(num_classes):
+    return 7
+
+def wrong_size(num_classes):
+    return MyNet(num_classes + 1)
+
+def no_argument():
+    return MyNet(10)
+
+def lazy(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
+
+class Pair(MyNet):
+    def forward(self, x):
+        return super().forward(x), None
+"""
 
 
 def tiny_net(state: dict[str, torch.Tensor]) -> nn.Sequential:
@@ -218,3 +248,39 @@ def tiny_run(folder, **changes):
     """The configuration of a training run of seconds in a folder: three epochs of three steps."""
     paths = {"log_dir": str(folder / "Logs"), "checkpoint_dir": str(folder / "checkpoints")}
     return TrainConfig.create(**{**TINY_RUN, **paths, **changes})
+
+
+def command_line(config):
+    """The arguments that make the configuration, without the method's parameters that have their defaults."""
+    argv, defaults = [], find_method(config.method).complete({})
+    for name, value in config.as_dict().items():
+        if value is False or (name in defaults and value == defaults[name]):
+            continue
+        argv.append(f"--{name.replace('_', '-')}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
+    return argv
+
+
+def network(seed=0):
+    """A wrn-10-1 whose BatchNorm does something, for 16x16 images."""
+    torch.manual_seed(seed)
+    model = create_model("wrn-10-1", 10)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 2)
+    return model.eval()
+
+
+def images(n):
+    x = (torch.rand(n, 3, 1, 1) + 0.5 * torch.rand(n, 3, 16, 16)).clamp(0, 1)
+    with torch.no_grad():
+        return x, network()(x).argmax(1)
+
+
+def answers(model, x):
+    """Logits, and the gradient of a weighted sum of them, as an attack queries them."""
+    leaf = x.clone().requires_grad_()
+    logits = model(leaf)
+    weights = torch.linspace(-1, 1, logits.numel(), device=logits.device).view_as(logits)
+    return logits.detach(), torch.autograd.grad((weights * logits).sum(), leaf)[0]

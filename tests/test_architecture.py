@@ -85,3 +85,8 @@ def test_rooms_and_files_stay_small():
 
 def test_no_folder_hides_the_authors_package():
     assert not (ROOT / "autoattack").exists() and not (ROOT / "pyautoattack").exists()
+
+
+def test_no_test_imports_another():
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        assert not [name for name in imported(path) if name.startswith("tests/") and "/test_" in name], path

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from attacks.awp import directions, perturbed, perturbed_weights, statistics_kept
 from attacks.pgd import AttackSpec
@@ -12,6 +13,7 @@ from losses import METHODS, create_objective
 from losses.base import FROZEN_PASSES
 from models.accelerate import NO_ACCELERATION, AccelerationConfig
 from tests.helpers import new_tiny_net, objective, run_step
+from utils.errors import UserError
 
 B, C = 6, 5
 VALUES = {"alpha": 4.0, "beta": 6.0, "gamma": 0.4, "temperature": 2.0, "num_classes": C}
@@ -210,3 +212,10 @@ def test_an_image_counts_once_into_the_prior(gamma):
     expected = torch.zeros(C, C, dtype=torch.float64).index_add(0, y, (seen[-1] / 2.0).softmax(1))
     assert step.objective.prior_sums.sum().item() == pytest.approx(len(x))
     torch.testing.assert_close(step.objective.prior_sums, expected)
+
+
+def test_weights_that_are_computed_from_others_are_refused():
+    net = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4)), nn.Linear(4, 2))
+    for model in (net, nn.BatchNorm2d(3)):
+        with pytest.raises(UserError, match="weight perturbation is of plain weights, which this network lacks"):
+            perturbed_weights(model)

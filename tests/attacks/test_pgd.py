@@ -1,15 +1,27 @@
 """The attack against a slow reference: start, steps, projection; the model is left as it was."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from attacks.pgd import GAUSSIAN_START, AttackSpec, clip, frozen, perturb, pgd20, pgd_step, starting_point
+from attacks.pgd import (
+    GAUSSIAN_START,
+    AttackSpec,
+    check_attacked,
+    clip,
+    frozen,
+    perturb,
+    pgd20,
+    pgd_step,
+    starting_point,
+)
 from losses import create_objective
 from tests.helpers import tiny_net
+from utils.errors import UserError
 
 
 def net(seed=0, widths=(4, 6), classes=5):
@@ -300,3 +312,21 @@ def test_clip_has_no_gradient_at_the_bounds_whatever_the_version():
 def test_an_unknown_norm_or_start_is_refused(norm, start):
     with pytest.raises(ValueError, match=r"'(Linf|gauss)': choose (linf, l2|gaussian, gaussian-clamped)"):
         AttackSpec(8 / 255, 2 / 255, 10, norm, start)
+
+
+@pytest.mark.parametrize(
+    ("change", "norm", "sentence"),
+    [
+        (lambda x: x + 0.05, "linf", ""),
+        (lambda x: x + 0.2, "linf", "left the epsilon-ball"),
+        (lambda x: x * 1e30 * 1e30, "linf", "left the epsilon-ball"),
+        (lambda x: x + 0.2 / 192**0.5, "l2", ""),
+        (lambda x: x + 0.5 / 192**0.5, "l2", "left the epsilon-ball"),
+        (lambda x: x[:, :2], "linf", r"returned \(6, 2, 8, 8\) for images of \(6, 3, 8, 8\)"),
+    ],
+)
+def test_what_an_attack_returns_is_checked(change, norm, sentence):
+    x, spec = torch.full((6, 3, 8, 8), 0.5), AttackSpec(0.1 if norm == "linf" else 0.2, 0.01, 1, norm)
+    with pytest.raises(UserError, match=sentence) if sentence else nullcontext():
+        check_attacked([x], [change(x)], spec)
+    check_attacked([x], [], spec)  # a method without an attack

@@ -312,3 +312,10 @@ def test_a_stale_or_poisoned_unpacked_file_is_replaced(tmp_path):
     content[-1] ^= 255
     unpacked.write_bytes(content)
     assert np.array_equal(load(path).images, arrays()["image"])
+
+
+def test_a_compressed_file_of_other_images_is_not_unpacked(tmp_path):
+    path = write(tmp_path, np.savez_compressed, size=16)
+    with pytest.raises(UserError, match=r"images are \(16, 16, 3\), those of the data set \(8, 8, 3\)"):
+        load(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["generated.npz"]

@@ -225,3 +225,7 @@ def test_a_fall_of_more_than_a_fifth_stops_the_run(tmp_path, monkeypatch, quick)
     assert "catastrophic overfitting in epoch 3: PGD-5 accuracy on training images fell from 60.0% to 10.0%" in log
     assert (tmp_path / "checkpoints" / "run" / "student-epoch002.pt").exists()
     assert not (tmp_path / "checkpoints" / "run" / "student-epoch003.pt").exists()
+    again = Trainer(trainer.config)
+    assert (again.progress.epoch, again.progress.step) == (3, len(again.data.loader))
+    again.fit()  # trains nothing more
+    assert (tmp_path / "Logs" / "run" / "train.log").read_text().count("catastrophic overfitting in epoch 3") == 2

@@ -21,6 +21,21 @@ def _no_plots(monkeypatch):
     monkeypatch.setattr(Logger, "plot", lambda self, final=False: None)
 
 
+MASKED = """
+import torch
+from torch import nn
+
+class Masked(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.last = nn.Linear(3, num_classes)
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+
+    def forward(self, x):
+        return self.last(x.mean((2, 3)))
+"""
+
+
 def last(folder):
     return folder / "checkpoints" / "run" / "last.pt"
 
@@ -247,4 +262,66 @@ def test_a_flipped_bit_in_a_weight_is_noticed(interrupted):
     other = torch.load(last(interrupted), weights_only=True)["student"]["fc.weight"]
     assert not torch.equal(other, state["student"]["fc.weight"])  # torch itself does not notice
     with pytest.raises(UserError, match="is damaged, truncated or not a torch checkpoint"):
+        Trainer(tiny_run(interrupted, **TRADES))
+
+
+def test_changed_code_of_the_method_is_a_warning(tmp_path, monkeypatch):
+    Trainer(tiny_run(tmp_path, method="natural", epochs=1)).fit()
+    assert len(torch.load(last(tmp_path), weights_only=True)["code"]) == 64
+    Trainer(tiny_run(tmp_path, method="natural", epochs=2)).fit()
+    log, warning = tmp_path / "Logs" / "run" / "train.log", "the code of the method or of its step has changed"
+    assert warning not in log.read_text()
+    monkeypatch.setattr("engine.resume.code_hash", lambda *classes: "1" * 64)
+    Trainer(tiny_run(tmp_path, method="natural", epochs=3)).fit()
+    assert warning in log.read_text()
+
+
+def test_the_log_of_a_run_that_is_replaced_is_kept(tmp_path):
+    Trainer(tiny_run(tmp_path, method="natural", epochs=1)).fit()
+    log = (tmp_path / "Logs" / "run" / "train.log").read_text()
+    Trainer(tiny_run(tmp_path, method="natural", epochs=1, lr=0.05, resume="none")).fit()
+    (kept,) = (tmp_path / "Logs" / "run").glob("earlier-*")
+    assert (kept / "train.log").read_text() == log and len(read_metrics(kept / "metrics.jsonl")) == 1
+    assert f"an earlier run was here and is now in {kept}" in (tmp_path / "Logs" / "run" / "train.log").read_text()
+
+
+def test_a_buffer_may_hold_infinities(tmp_path):
+    (tmp_path / "masked.py").write_text(MASKED)
+    Trainer(tiny_run(tmp_path, method="natural", epochs=1, student=f"{tmp_path}/masked.py:Masked")).fit()
+    assert torch.load(last(tmp_path), weights_only=True)["student"]["mask"].tolist() == [0, float("-inf")]
+
+
+def test_a_network_of_ones_own_resumes_from_another_folder(tmp_path):
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "masked.py").write_text(MASKED)
+    for name, epochs in (("here", 1), ("there", 2)):
+        student = f"{tmp_path}/{name}/masked.py:Masked"
+        Trainer(tiny_run(tmp_path, method="natural", epochs=epochs, student=student)).fit()
+    assert "resuming at epoch 2" in (tmp_path / "Logs" / "run" / "train.log").read_text()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seconds": 10**400},
+        {"train_robust": [10**400]},
+        {"best": {"epoch": "x", "chosen_by": "student_robust", "student_robust": 1.0}},
+        {"best": {"epoch": 1, "chosen_by": "student_robust", "student_robust": "a"}},
+        {"best": {"epoch": 1, "chosen_by": "student_robust"}},
+        {"best": 3},
+    ],
+    ids=str,
+)
+def test_damaged_counts_and_figures_are_a_sentence(interrupted, change):
+    state = torch.load(last(interrupted), weights_only=True)
+    torch.save({**state, **change}, last(interrupted))
+    with pytest.raises(UserError, match=r"last\.pt is damaged"):
+        Trainer(tiny_run(interrupted, **TRADES))
+
+
+def test_a_tensor_among_the_settings_is_a_sentence(interrupted):
+    state = torch.load(last(interrupted), weights_only=True)
+    torch.save({**state, "config": {**state["config"], "lr": torch.tensor([1.0, 2.0])}}, last(interrupted))
+    with pytest.raises(UserError, match=r"last\.pt is damaged"):
         Trainer(tiny_run(interrupted, **TRADES))

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -30,9 +31,9 @@ from engine.steps import create_step
 from engine.steps.standard import StandardStep
 from engine.stopping import Stopped
 from engine.trainer import Trainer
-from losses import METHODS, create_objective, find_method
+from losses import METHODS, create_objective
 from models import create_model
-from tests.helpers import ROOT, run_step
+from tests.helpers import ROOT, command_line, run_step
 from tests.helpers import tiny_run as tiny
 from utils.errors import UserError
 
@@ -61,16 +62,6 @@ def metrics_of(folder):
 
 def log_of(folder):
     return (folder / "Logs" / "run" / "train.log").read_text()
-
-
-def command_line(config):
-    """The arguments that make the configuration, without the method's parameters that have their defaults."""
-    argv, defaults = [], find_method(config.method).complete({})
-    for name, value in config.as_dict().items():
-        if value is False or (name in defaults and value == defaults[name]):
-            continue
-        argv.append(f"--{name.replace('_', '-')}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
-    return argv
 
 
 def program(capfd, *argv):
@@ -356,6 +347,17 @@ def test_sigterm_to_the_real_program(tmp_path):
     run(tiny(tmp_path / "b", **changes))
     run(tiny(tmp_path / "a", **changes))
     assert_identical(outcome(tmp_path / "b"), outcome(tmp_path / "a"))
+
+
+def test_max_minutes_is_exit_status_75(tmp_path, capfd):
+    status, out, err = program(capfd, *command_line(tiny(tmp_path, max_minutes=1e-6)))
+    assert (status, err) == (75, "") and "stopped by --max-minutes 1e-06 at epoch 1" in out
+
+
+def test_training_outside_of_the_main_thread(tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(run, tiny(tmp_path, epochs=1)).result()
+    assert [line["epoch"] for line in metrics_of(tmp_path)] == [1]
 
 
 def test_ctrl_c_is_exit_status_130(tmp_path, monkeypatch, capfd):

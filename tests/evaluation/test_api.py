@@ -246,3 +246,39 @@ def test_impossible_arguments(changes, error, sentence):
     arguments = {"x": torch.rand(2, 3, 2, 2), "y": torch.tensor([0, 1]), "epsilon": 0.1} | changes
     with pytest.raises(error, match=sentence):
         evaluate(net, version="custom", attacks=["square"], **arguments)
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net, self.scale, self.calls = trained("tiny-robust"), 1.0, 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.net(x * self.scale)
+
+
+def test_a_network_whose_numbers_or_code_have_changed_is_another(tmp_path, monkeypatch):
+    (x, y), settings = digits(6), {"version": "custom", "attacks": "apgd-ce", "folder": tmp_path}
+    model = Scaled()
+    first = evaluate(model, x, y, 0.05, **settings)
+    calls = model.calls
+    assert evaluate(model, x, y, 0.05, **settings).accuracy_after == first.accuracy_after
+    assert model.calls <= calls + 2  # the counter makes it no other network, and nothing is attacked again
+    model.scale = 0.5
+    with pytest.raises(UserError, match="another"):
+        evaluate(model, x, y, 0.05, **settings)
+    model.scale = 1.0
+    monkeypatch.setattr(Scaled, "forward", lambda self, x: self.net(1 - x))
+    with pytest.raises(UserError, match="another"):
+        evaluate(model, x, y, 0.05, **settings)
+
+
+def test_gradients_are_those_from_before():
+    (x, y), model = digits(4), trained("tiny-robust")
+    for p in model.parameters():
+        p.requires_grad_(True)
+    model(x).sum().backward()
+    before = [p.grad for p in model.parameters()]
+    evaluate(model, x, y, 0.05, version="custom", attacks="apgd-ce")
+    assert all(p.grad is grad for p, grad in zip(model.parameters(), before, strict=True))

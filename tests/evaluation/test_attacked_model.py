@@ -6,8 +6,7 @@ from torch import nn
 
 from evaluation.autoattack.attacked_model import AttackedModel
 from evaluation.autoattack.early_exit import margin
-from models import create_model
-from tests.helpers import CPU, attacked, digits, short_package, short_run, suite, trained
+from tests.helpers import CPU, answers, attacked, digits, images, network, short_package, short_run, suite, trained
 from utils.device import ieee_products, set_precision
 
 
@@ -15,32 +14,6 @@ from utils.device import ieee_products, set_precision
 def _fp32():
     yield
     set_precision("fp32", CPU)
-
-
-def network(seed=0):
-    """A wrn-10-1 whose BatchNorm does something, for 16x16 images."""
-    torch.manual_seed(seed)
-    model = create_model("wrn-10-1", 10)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 2)
-    return model.eval()
-
-
-def images(n):
-    x = (torch.rand(n, 3, 1, 1) + 0.5 * torch.rand(n, 3, 16, 16)).clamp(0, 1)
-    with torch.no_grad():
-        return x, network()(x).argmax(1)
-
-
-def answers(model, x):
-    """Logits, and the gradient of a weighted sum of them, as an attack queries them."""
-    leaf = x.clone().requires_grad_()
-    logits = model(leaf)
-    weights = torch.linspace(-1, 1, logits.numel(), device=logits.device).view_as(logits)
-    return logits.detach(), torch.autograd.grad((weights * logits).sum(), leaf)[0]
 
 
 def class_gradients(model, x):

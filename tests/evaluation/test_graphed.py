@@ -9,8 +9,7 @@ from torch import nn
 from evaluation.autoattack import graphed
 from evaluation.autoattack.attacked_model import AttackedModel
 from evaluation.autoattack.graphed import GraphedQueries, round_up
-from tests.evaluation.test_attacked_model import answers, images, network
-from tests.helpers import attacked, digits, short_package, short_run, suite, trained
+from tests.helpers import answers, attacked, digits, images, network, short_package, short_run, suite, trained
 from utils.device import ieee_products
 
 

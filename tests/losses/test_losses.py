@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -236,3 +237,19 @@ def test_unknown_method_lists_the_known_ones():
 def test_natural_has_no_attack():
     with pytest.raises(TypeError, match="without an attack"):
         create_objective("natural").inner(torch.zeros(1, 2), None, torch.zeros(1, dtype=torch.long))
+
+
+@pytest.mark.parametrize("value", ["six", None, True, torch.tensor(1.0), float("nan"), float("inf"), 10**400, -1])
+def test_a_parameter_is_a_finite_number_in_its_range(value):
+    with pytest.raises(UserError, match=r"--beta .* must be 0 or more"):
+        create_objective("trades", beta=value)
+
+
+def test_parameters_that_cannot_work_are_refused():
+    with pytest.raises(UserError, match="--gap-to 70 must be above --gap-from 80"):
+        create_objective("ates", gap_from=80)
+    with pytest.raises(UserError, match="--replays 1e\\+12 must be a whole number"):
+        create_objective("free", replays=1e12)
+    with pytest.raises(UserError, match="has a prior of each class: pass num_classes"):
+        create_objective("ikl")
+    assert create_objective("trades", beta=np.float32(2)).beta == 2.0

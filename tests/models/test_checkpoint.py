@@ -11,8 +11,7 @@ import torch
 from models import create_model, load
 from models.checkpoint import load_network
 from models.weights import load_file
-from tests.helpers import ROOT
-from tests.models.test_custom import NET
+from tests.helpers import NET_SOURCE, ROOT
 from utils.errors import UserError
 
 TIED = """
@@ -240,7 +239,7 @@ def test_a_swish_network_with_its_mean_and_std_normalises_once():
 
 def test_code_runs_only_if_the_user_names_it(tmp_path):
     source, path = tmp_path / "my_net.py", tmp_path / "weights.pt"
-    source.write_text(NET)
+    source.write_text(NET_SOURCE)
     name = f"{source}:MyNet"
     net = create_model(name, 7).eval()
     torch.save({"config": {"student": name}, "student": net.state_dict()}, path)
@@ -257,7 +256,7 @@ def test_code_runs_only_if_the_user_names_it(tmp_path):
 def test_buffers_that_a_users_network_has_itself_stay_in_it(tmp_path):
     source, path = tmp_path / "own.py", tmp_path / "weights.pt"
     source.write_text(
-        NET.replace("super().__init__()", "super().__init__(); self.register_buffer('mean', None)\n")
+        NET_SOURCE.replace("super().__init__()", "super().__init__(); self.register_buffer('mean', None)\n")
         + "\nclass Own(MyNet):\n    def __init__(self, num_classes):\n"
         "        super().__init__(num_classes)\n"
         "        import torch\n"
@@ -266,3 +265,51 @@ def test_buffers_that_a_users_network_has_itself_stay_in_it(tmp_path):
     name = f"{source}:Own"
     torch.save(create_model(name, 10).state_dict(), path)
     assert load_network(load_file(path), path, name).normalize == "none"
+
+
+OWN_NAMES = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.module = nn.Linear(3, 64)
+        self.fc = nn.Linear(64, 64)
+        self.auto = nn.Sequential(nn.Linear(64, num_classes))
+        self.register_buffer("mean", torch.tensor(0.5))
+        self.register_buffer("std", torch.tensor(2.0))
+
+    def forward(self, x):
+        return self.auto(self.fc(self.module((x.mean((2, 3)) - self.mean) / self.std)))
+"""
+
+
+def test_names_of_a_users_network_mean_what_they_mean_there(tmp_path):
+    (tmp_path / "own.py").write_text(OWN_NAMES)
+    name, path, x = f"{tmp_path}/own.py:Net", tmp_path / "own.pt", torch.rand(2, 3, 8, 8)
+    net = create_model(name, 7).eval()
+    torch.save({"state_dict": net.state_dict()}, path)
+    assert torch.equal(load(path, name, num_classes=7)(x), net(x))
+
+
+@pytest.mark.parametrize("updates", [0, -1, torch.tensor([1, 2]), "many"])
+def test_an_average_counts_where_it_has_updates(tmp_path, model, updates):
+    other = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    path = tmp_path / "last.pt"
+    torch.save({"student": model.state_dict(), "average": {"updates": updates, "weights": other}}, path)
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(load(path)(x), model(x))
+
+
+def test_a_huge_mean_is_refused_before_it_is_read(tmp_path, model):
+    path = tmp_path / "huge.pt"
+    huge = {"mean": torch.zeros(1).expand(10**9), "std": torch.ones(1).expand(10**9)}
+    torch.save({**model.state_dict(), **huge}, path)
+    with pytest.raises(UserError, match="are no mean and standard deviation of three channels"):
+        load(path)
+
+
+def test_a_swish_network_is_not_normalised_twice(tmp_path):
+    with pytest.raises(UserError, match="wrn-10-1-swish normalises the images by itself: leave out --normalize"):
+        create_model("wrn-10-1-swish", 10, "cifar10")

@@ -10,43 +10,14 @@ from models import canonical_name, check_images, create_model
 from models.accelerate import AcceleratedModel, AccelerationConfig
 from models.custom import load_source, short_name, source_hashes
 from models.normalize import NAMED, Normalization, parse_normalization
-from tests.helpers import digits
+from tests.helpers import NET_SOURCE, digits
 from utils.errors import UserError
-
-NET = """
-from torch import nn
-
-class MyNet(nn.Module):
-    def __init__(self, num_classes):
-        super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(3, 4, 3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
-        self.classify = nn.Linear(64, num_classes)
-
-    def forward(self, x):
-        return self.classify(self.features(x).view(len(x), -1))  # view: of contiguous memory only
-
-def seven(num_classes):
-    return 7
-
-def wrong_size(num_classes):
-    return MyNet(num_classes + 1)
-
-def no_argument():
-    return MyNet(10)
-
-def lazy(num_classes):
-    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
-
-class Pair(MyNet):
-    def forward(self, x):
-        return super().forward(x), None
-"""
 
 
 @pytest.fixture
 def net(tmp_path):
     path = tmp_path / "my_net.py"
-    path.write_text(NET)
+    path.write_text(NET_SOURCE)
     return path
 
 

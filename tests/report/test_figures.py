@@ -74,3 +74,24 @@ def test_one_command_draws_three_pictures(tmp_path, capsys):
 def test_wrong_words_get_a_sentence(words, sentence):
     with pytest.raises(UserError, match=sentence):
         main([*words, "--dataset", "digits"])
+
+
+def test_a_guide_that_only_the_file_names_is_not_run(tmp_path):
+    (tmp_path / "evil.py").write_text("raise SystemExit('this ran')")
+    path = tmp_path / "last.pt"
+    for config in ({"guide": f"{tmp_path}/evil.py:Net"}, {}, None):
+        torch.save({"config": config, "guide": create_model("wrn-10-1", 10).state_dict()}, path)
+        with pytest.raises(UserError, match="does not name a guide of this project, and code that a file"):
+            load_named(f"a={path}:guide")
+
+
+def test_a_network_of_ones_own_is_drawn_if_it_is_named(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from models import create_model\nnet = lambda num_classes: create_model('wrn-10-1', num_classes)"
+    )
+    name, path, model = f"{tmp_path}/mine.py:net", tmp_path / "last.pt", create_model("wrn-10-1", 10).eval()
+    torch.save({"config": {"student": name}, "student": model.state_dict()}, path)
+    with pytest.raises(UserError, match="whose code runs only if you name it: add --student"):
+        load_named(f"a={path}")
+    x = torch.rand(2, 3, 16, 16)
+    assert torch.equal(load_named(f"a={path}", name)[1](x), model(x))

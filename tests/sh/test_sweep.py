@@ -13,6 +13,7 @@ from report.sweep import read_sweep, spread, sweep_table
 from report.tables import NONE
 from tests.helpers import ROOT
 from utils.errors import UserError
+from utils.files import file_hash
 
 RECIPE = """
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" requirements.txt
@@ -88,6 +89,7 @@ def test_values_of_a_flag(sweep, tmp_path):
         (["sh/train_x.sh"], "pass --seeds 1,2,3 or --values FLAG=A,B,C"),
         (["sh/train_x.sh", "--values", "beta"], "write FLAG=A,B,C, such as beta=1,3,6"),
         (["sh/train_x.sh", "--seeds", "1", "--mark", "a"], "--mark is set by the sweep"),
+        (["sh/train_x.sh", "--seeds", "1", "--seed=5"], "--seed is set by the sweep"),
         (["sh/train_x.sh", "--seeds", "1", "--name", "../a"], "--name ../a names a folder"),
     ],
 )
@@ -126,3 +128,45 @@ def test_what_was_not_measured_alike_is_kept_apart(tmp_path, monkeypatch):
     table = sweep_table(read_sweep(tmp_path, ""))
     attacks = ["AutoAttack, epsilon 0.1, 9 images", "upper bound by AutoAttack dev: apgd-ce, epsilon 0.1, 9 images"]
     assert table.head[-2:] == attacks and table.rows[0][-2:] == [NONE, NONE]  # neither is of both runs
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Two runs of a folder that differ in their seed."""
+    for seed in (1, 2):
+        folder = tmp_path / f"seed{seed}"
+        folder.mkdir()
+        config = {"dataset": "digits", "seed": seed, "lr": 0.1, "mark": folder.name, "commit": str(seed)}
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "metrics.jsonl").write_text(json.dumps({"epoch": 1, "student_clean": 50.0}) + "\n")
+    return tmp_path
+
+
+def test_runs_that_differ_in_more_than_their_seed_are_not_averaged(two, capsys):
+    assert sweep_table(read_sweep(two, "")).rows[0][1:] == ["2", "1", "50.00 ± 0.00"]
+    (two / "seed3").mkdir()
+    (two / "seed3" / "metrics.jsonl").touch()
+    assert len(read_sweep(two, "")[two.name]) == 2
+    assert "notice: no finished epoch, left out: seed3" in capsys.readouterr().err
+    config = json.loads((two / "seed2" / "config.json").read_text())
+    (two / "seed2" / "config.json").write_text(json.dumps({**config, "lr": 0.2}))
+    with pytest.raises(UserError, match="seed1 and seed2 differ in lr: pass --by lr, or a folder"):
+        read_sweep(two, "")
+    assert list(read_sweep(two, "lr")) == ["lr 0.1", "lr 0.2"]
+
+
+def test_an_attack_on_weights_that_were_replaced_is_left_out(two, capsys, monkeypatch):
+    weights = two / "last.pt"
+    weights.write_text("new")
+    report = {
+        "version": "standard", "attacks": [], "epsilon_text": "0.1", "norm": "l2", "n": 9, "robust_accuracy": 40.0,
+        "checkpoint": str(weights), "checkpoint_sha256": file_hash(weights),
+    }  # fmt: skip
+    monkeypatch.setattr("report.sweep.read_report", lambda file: report)
+    for seed in (1, 2):
+        (two / f"seed{seed}" / "autoattack.json").touch()
+    table = sweep_table(read_sweep(two, ""))
+    assert (table.head[-1], table.rows[0][-1]) == ("AutoAttack, epsilon 0.1 in l2, 9 images", "40.00 ± 0.00")
+    weights.write_text("newer")
+    assert sweep_table(read_sweep(two, "")).head[-1] == "clean"
+    assert f"is of other weights than {weights} has now, left out: attack it again" in capsys.readouterr().err

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from benchmarks.processes import wait_until
-from tests.engine.test_trainer import command_line
-from tests.helpers import ROOT, tiny_run
+from tests.helpers import ROOT, command_line, tiny_run
 
 
 def submit(folder: Path, srun: str, *flags: str, python: str = sys.executable) -> subprocess.Popen:

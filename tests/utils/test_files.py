@@ -13,7 +13,7 @@ import pytest
 
 from tests.helpers import ROOT
 from utils.errors import UserError
-from utils.files import add_checksum, lock_folder, remove_checksum, write_atomically
+from utils.files import add_checksum, lock_folder, read_json, remove_checksum, set_aside, write_atomically
 
 
 def is_free(folder, name="evaluation"):
@@ -137,3 +137,34 @@ def test_standard_output_that_cannot_be_written(device):
         done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT)
         os.close(write)
         assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_what_an_earlier_run_left_is_moved_aside(tmp_path):
+    assert set_aside(tmp_path, "metrics.jsonl") is None
+    for name in ("metrics.jsonl", "train.log", "training.lock", "last.pt"):
+        (tmp_path / name).write_text("" if name == "metrics.jsonl" else name)
+    assert set_aside(tmp_path, "metrics.jsonl") is None  # nothing was measured
+    (tmp_path / "metrics.jsonl").write_text("{}")
+    os.utime(tmp_path / "metrics.jsonl", (0, 1_700_000_000))
+    kept = set_aside(tmp_path, "metrics.jsonl")
+    assert kept.name.startswith("earlier-2023111") and sorted(os.listdir(kept)) == ["metrics.jsonl", "train.log"]
+    assert sorted(os.listdir(tmp_path)) == [kept.name, "last.pt", "training.lock"]
+
+
+def test_json_is_read_from_regular_files_of_bounded_size(tmp_path, monkeypatch):
+    (tmp_path / "a.json").write_text('{"a": [1]}')
+    assert read_json(tmp_path / "a.json") == {"a": [1]}
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/zero"), tmp_path):
+        with pytest.raises(OSError, match="it is no regular file"):
+            read_json(path)
+    monkeypatch.setattr("utils.files.LARGEST_JSON", 9)
+    with pytest.raises(ValueError, match="it is larger than"):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_sign_that_the_output_lacks_is_written_as_an_escape():
+    code = "from utils.errors import run_program; run_program(lambda: print('79 \u00b19'))"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "79 \\xb19\n", "")
