@@ -115,6 +115,10 @@ class Evaluation:
         self.results = found or empty
         if self.group.is_main and (kept := summary.keep_earlier(self.folder, self.fingerprint)):
             print(f"notice: the report of another evaluation was here and is now in {kept}", file=sys.stderr)
+        elif self.group.is_main and found is None and (self.folder / "autoattack.json").exists():
+            print(
+                f"notice: {self.folder} has the report of this evaluation already, which is repeated", file=sys.stderr
+            )
         return found is not None
 
     def attack(self) -> None:

@@ -76,7 +76,9 @@ case $_python in .venv/*) _python=$PWD/$_python ;; esac
 export PYTHON=$_python
 
 # launch PROGRAM FLAGS...: in place of the shell; in several processes of this machine where NPROC says how many.
+# With PRINT_FLAGS=1 it prints the flags, one a line, and runs nothing.
 launch() {
+    [ -z "${PRINT_FLAGS:-}" ] || { printf '%s\n' "${@:2}" && exit; }
     [ -n "${NPROC:-}" ] || exec "$PYTHON" "$@"
     [[ $NPROC =~ ^[1-9][0-9]*$ ]] || { echo "error: NPROC=$NPROC must be a number of processes, 1 or more" >&2 && exit 2; }
     exec "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node="$NPROC" "$@"

@@ -41,6 +41,14 @@ def test_a_job_that_ends_by_itself_has_its_status(tmp_path: Path, stub: str, sta
     assert not (tmp_path / "requeued").exists()
 
 
+def test_a_recipe_gives_its_flags_and_further_ones(tmp_path: Path, stub: str):
+    srun = f'for word; do echo "$word" >>{tmp_path}/words; done'
+    assert submit(tmp_path, srun, "sh/train_trades6_cifar10_wrn34_10.sh", "--seed", "2", python=stub).wait(60) == 0
+    words = (tmp_path / "words").read_text().splitlines()
+    flags = words[words.index("train_lbgat.py") + 1 :]
+    assert flags[:4] == ["--dataset", "cifar10", "--method", "trades"] and flags[-2:] == ["--seed", "2"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_job_that_is_told_to_stop_queues_again(tmp_path: Path, stub: str, number: signal.Signals):
     srun = f"trap 'touch {tmp_path}/saved; exit 1' TERM; touch {tmp_path}/started; while :; do sleep 0.05; done"
