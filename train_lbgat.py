@@ -24,7 +24,8 @@ def main(argv: list[str] | None = None) -> None:
         try:
             Trainer(parse_train(argv), group).fit()
         except Stopped as stopped:
-            sys.exit(EXIT_CODES.get(str(stopped), 75))
+            # torchrun would make a failure of 75.
+            sys.exit(EXIT_CODES.get(str(stopped), 75 if group.size == 1 else 0))
 
 
 if __name__ == "__main__":

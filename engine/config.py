@@ -193,7 +193,7 @@ class TrainConfig(CommonConfig):
         below=1,
     )
     average_ramp: bool = option(
-        False, "k updates after the warm-up tau is at most (1 + k)/(10 + k), in WA-TRADES", "averaging"
+        False, "k updates after the warm-up tau is at most (1+k)/(10+k), as in WA-TRADES", "averaging"
     )
 
     stop_overfitting: bool = option(

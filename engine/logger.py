@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,7 +38,8 @@ class Logger:
     Args:
         progress: where training starts; entries of metrics.jsonl from its epoch on are dropped, since they are measured
             again.
-        latest: the file that it resumes from, if any; the earlier entries are those of the log of its folder's name.
+        latest: the file that it resumes from, if any: where the log folder has no entries, those of the log of its
+            folder's name are taken over.
 
     Raises:
         UserError: the folder cannot be written.
@@ -51,7 +51,8 @@ class Logger:
         self._next_plot = 0.0
         ensure_writable(self.folder, "--log-dir")
         path = self.folder / "metrics.jsonl"
-        earlier = Path(config.log_dir) / latest.resolve().parent.name / path.name if latest else path
+        own = path.is_file() and path.stat().st_size > 0
+        earlier = path if own or latest is None else Path(config.log_dir) / latest.parent.name / path.name
         found = progress.started and earlier.is_file()
         if found:
             self.metrics = [entry for entry in read_metrics(earlier) if entry["epoch"] < progress.epoch]
@@ -141,12 +142,11 @@ class Logger:
             if then.get(what, now) != now:
                 name = "CPU threads" if what == "threads" else what
                 self.info(f"warning: saved with {then[what]} {name}, now {now}: the weights may differ by rounding")
-        if then.get("code", "") not in ("", checkpoints.code):
+        if then.get("code") and checkpoints.code not in ("", then["code"]):
             self.info("warning: the code of the method or of its step has changed since this state was saved")
 
     def epoch(self, metrics: dict[str, Any], seconds_left: float) -> None:
         """Append one epoch to metrics.jsonl and the log, and draw the curves now and then."""
-        metrics = {name: v.item() if isinstance(v, (Tensor, np.generic)) else v for name, v in metrics.items()}
         self.metrics.append(metrics)
         path = self.folder / "metrics.jsonl"
         try:

@@ -2,11 +2,10 @@
 
 import dataclasses
 import hashlib
-import inspect
 import json
 import math
+import sys
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,12 @@ from utils.files import read_json
 from utils.options import flag
 
 FORMAT = "lbgat-training-state-1"
-NOT_OURS = ("torch.", "builtins", "typing", "abc")
+WEIGHTS = ("best.pt", "student-epoch*.pt", "average-epoch*.pt")
 
 # What may differ between a run and its continuation without making it another run.
 MAY_CHANGE_ON_RESUME = {
-    "epochs", "device", "mark", "data_dir", "extra_data", "guide_checkpoint", "log_dir", "checkpoint_dir", "resume",
-    "max_minutes", "save_freq", "log_interval", "compile", "patience", "tensorboard",
+    "epochs", "device", "mark", "data_dir", "extra_data", "log_dir", "checkpoint_dir", "resume", "max_minutes",
+    "save_freq", "log_interval", "compile", "patience", "tensorboard",
 }  # fmt: skip
 
 
@@ -108,14 +107,15 @@ def differences(then: dict[str, Any], config: TrainConfig, may_change: set[str])
         ValueError, TypeError, RecursionError: a setting then is no plain value.
     """
     defaults = {f.name: f.default for f in dataclasses.fields(config)} | find_method(config.method).complete({})
-    now, then = _without_paths(config.as_dict()), _without_paths(defaults | then)
+    now, then = config.as_dict(), defaults | then
     now, then = (json.loads(json.dumps({name: values.get(name) for name in now})) for values in (now, then))
+    same = {name for name, value in _without_paths(now).items() if _without_paths(then).get(name) == value}
     return [
         "the source file of a network"
         if name == "sources"
         else f"{flag(name)} {_written(then.get(name))[:40]} then, {_written(value)} now"
         for name, value in now.items()
-        if name not in may_change and then.get(name) != value
+        if name not in may_change | same
     ]
 
 
@@ -135,28 +135,28 @@ def check_folders(checkpoints: Path, logs: Path, config: TrainConfig, started: b
         started: whether it resumes; a fresh start may replace what a run of the same settings left.
 
     Raises:
-        UserError: there are some, and ``--resume none`` does not say that they go.
+        UserError: the folders hold another run, and ``--resume`` is not ``none``.
     """
     if config.resume == "none":
         return
     found: dict[Path, Any] = {}
-    if not (checkpoints / "last.pt").exists() and any(checkpoints.glob("*.pt")):
+    kept = [path for name in WEIGHTS for path in checkpoints.glob(name)]
+    if kept and not (checkpoints / "last.pt").exists():
         best = checkpoints / "best.pt"
         content = load_file(best) if best.is_file() else None
         found[checkpoints] = content.get("config") if isinstance(content, dict) else None
     if (logs / "metrics.jsonl").is_file() and (logs / "metrics.jsonl").stat().st_size:
         with suppress(OSError, ValueError, RecursionError):
             found[logs] = read_json(logs / "config.json")
-    allowed = may_change(config) - (set() if started else {"checkpoint_dir"})
+    allowed = may_change(config) - (set() if started else {"checkpoint_dir", "epochs"})
+    hint = "remove that folder" if started else "--resume none to replace it"
     for folder, then in found.items():
         try:
             differ = differences(then, config, allowed)
         except (ValueError, TypeError, RecursionError):
             differ = ["it does not say which"]
         if differ:
-            raise UserError(
-                f"{folder} holds another run ({'; '.join(differ)}): pass another --mark, or remove that folder"
-            )
+            raise UserError(f"{folder} holds another run ({'; '.join(differ)}): pass another --mark, or {hint}")
 
 
 def check_progress(state: dict[str, Any], steps_per_epoch: int) -> None:
@@ -169,20 +169,19 @@ def check_progress(state: dict[str, Any], steps_per_epoch: int) -> None:
     figures = [value for name, value in best.items() if name.endswith(("_clean", "_robust"))]
     if best and not (type(best["epoch"]) is int and isinstance(best["chosen_by"], str) and best["chosen_by"] in best):
         raise ValueError("best")
-    if not all(isinstance(value, float) for value in figures):
+    if not all(isinstance(value, (int, float)) for value in figures):
         raise ValueError("the figures of best")
 
 
-@cache
 def code_hash(*classes: type) -> str:
-    """SHA-256 of the source of classes and of those of this project that they inherit from; empty if it is unknown."""
+    """SHA-256 of the files of classes and of those that they inherit from, but PyTorch's; empty if one is unknown."""
+    modules = {c.__module__ for cls in classes for c in cls.__mro__} - {"builtins", "typing"}
+    names = sorted(name for name in modules if not name.startswith("torch."))
     try:
-        sources = [
-            inspect.getsource(c) for cls in classes for c in cls.__mro__ if not c.__module__.startswith(NOT_OURS)
-        ]
-    except (OSError, TypeError):  # as of a class that was typed in
+        content = [Path(sys.modules[name].__file__).read_bytes() for name in names]
+    except (OSError, AttributeError, TypeError, LookupError):  # as of a class that was typed in
         return ""
-    return hashlib.sha256("".join(sources).encode()).hexdigest()
+    return hashlib.sha256(b"".join(content)).hexdigest()
 
 
 def _written(value: Any) -> str:

@@ -75,6 +75,7 @@ class Checkpoints:
         saved_with: processes, CPU threads of each and the code that saved the resumed state; None if not known.
         best_file: best.pt beside the file that was resumed from.
         found: identity of the last.pt that was there at the start; None if there was none.
+        code: hash of the files of the method and of its step.
     """
 
     config: TrainConfig
@@ -93,6 +94,9 @@ class Checkpoints:
     found: tuple[int, ...] | None = None
     best_file: Path | None = None
     saved_at: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.code = resume.code_hash(type(self.objective), STEPS[self.objective.step])
 
     @property
     def folder(self) -> Path:
@@ -150,11 +154,6 @@ class Checkpoints:
 
     def _processes(self) -> dict[str, Any]:
         return {"processes": self.group.size, "threads": torch.get_num_threads(), "code": self.code}
-
-    @property
-    def code(self) -> str:
-        """Hash of the method's and its step's source."""
-        return resume.code_hash(type(self.objective), STEPS[self.objective.step])
 
     def save_epoch(self, epoch: int, metrics: dict[str, Any], split: str) -> None:
         """Save after an epoch, whose progress is counted already: best.pt if it is the best, and last.pt.
@@ -245,11 +244,7 @@ class Checkpoints:
         last, choice = self.folder / "last.pt", self.config.resume
         self.found = identity(last)
         if choice == "none":
-            self.replaced = [
-                self.folder / "best.pt",
-                *self.folder.glob("student-epoch*.pt"),
-                *self.folder.glob("average-epoch*.pt"),
-            ]
+            self.replaced = [path for name in resume.WEIGHTS for path in self.folder.glob(name)]
         if choice == "none" or (choice == "auto" and not last.exists() and not last.is_symlink()):
             return
         path = last if choice == "auto" else Path(choice)

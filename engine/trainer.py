@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from engine.averaging import create_average
@@ -209,7 +210,7 @@ class Trainer:
         self.checkpoints.check_finite()
         n, seconds = len(self.data.loader.images), self.progress.seconds
         terms = self.progress.means(n)
-        return {
+        entry = {
             "epoch": epoch,
             "lr": float(f"{learning_rate(self.config, epoch):.12g}"),
             "loss": sum(terms.values()),
@@ -230,6 +231,7 @@ class Trainer:
             **({"of_peak": self.gflop * 1e9 * n / seconds / self.peak} if self.peak else {}),
             "seconds": seconds,
         }
+        return {name: v.item() if isinstance(v, (Tensor, np.generic)) else v for name, v in entry.items()}
 
     def _generator(self, epoch: int, step: int) -> torch.Generator:
         # step + 1: SeedSequence pads with zeros, and (seed, epoch) is the loader's

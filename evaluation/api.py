@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import CodeType, NoneType
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,6 @@ from utils.files import lock_folder
 from utils.options import COMPILE, NORMS, parse_epsilon, require
 
 STATE = "evaluate.state.npz"
-PLAIN = (float, str, tuple, list)  # attributes of a network; an integer may be a counter of its calls
 
 
 @dataclass(frozen=True)
@@ -150,10 +150,9 @@ def _fingerprint(model: nn.Module, x: Tensor, y: Tensor, suite: Suite, precision
     """What the result depends on: the network's code, numbers and weights, the images and the settings."""
     weights, images, code = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
     for name, module in model.named_modules():
-        forward = getattr(type(module).forward, "__code__", None)
-        constants = [c for c in forward.co_consts if isinstance(c, PLAIN)] if forward else []
-        numbers = {key: value for key, value in vars(module).items() if isinstance(value, PLAIN)}
-        code.update(repr((name, forward and forward.co_code, constants, numbers)).encode())
+        forward = getattr(getattr(type(module), "forward", None), "__code__", None)
+        numbers = {key: value for key, value in vars(module).items() if _is_plain(value)}
+        code.update(repr((name, _instructions(forward), numbers)).encode())
     for name, tensor in sorted(model.state_dict().items()):
         weights.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     for tensor in (x, y):
@@ -174,6 +173,19 @@ def _fingerprint(model: nn.Module, x: Tensor, y: Tensor, suite: Suite, precision
         "plain": suite.plain,
         "torch": importlib.metadata.version("torch"),
     }
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(isinstance(part, (int, float, str)) for part in value)
+    return isinstance(value, (float, str))  # an integer may be a counter of the network's calls
+
+
+def _instructions(code: Any) -> Any:
+    """What a function does, wherever it stands: its instructions, the names in them, and its constants."""
+    if not isinstance(code, CodeType):
+        return code if isinstance(code, (int, float, str, bytes, tuple, NoneType)) else ""
+    return code.co_code, code.co_names, [_instructions(constant) for constant in code.co_consts]
 
 
 @contextmanager

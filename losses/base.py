@@ -1,5 +1,6 @@
 """What a training method is: the contract between the losses and the engine."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
@@ -12,7 +13,7 @@ from utils.errors import UserError
 
 FROZEN_PASSES = ("helper", "frozen")
 PASSES = ("adv", "nat", "guide", "far", *FROZEN_PASSES)
-MOST_WHOLE, MOST = 1_000_000, 1e30
+MOST_WHOLE = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,16 @@ class Parameter:
         Raises:
             UserError: it is not.
         """
-        number = (
-            isinstance(value, Real) and not isinstance(value, bool) and value <= (MOST_WHOLE if self.whole else MOST)
-        )
-        inside = number and (value >= self.at_least if self.above is None else value > self.above)
-        if not (inside and (not self.whole or value == int(value))):
+        try:
+            number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+        except OverflowError:  # of a huge integer
+            number = math.inf
+        inside = number >= self.at_least if self.above is None else number > self.above
+        whole = not self.whole or (number <= MOST_WHOLE and number == int(number))
+        if not (inside and number < math.inf and whole):
             shown = f"{value:g}" if isinstance(value, float) else repr(value)[:40]
             raise UserError(f"--{self.name.replace('_', '-')} {shown} must be {self.range}")
-        return float(value)
+        return number
 
 
 class Objective(nn.Module):

@@ -80,6 +80,12 @@ def find_weights(content: Any, path: str | Path) -> Weights:
             f"{path} does not hold a state dict (names and tensors), plain or under {', '.join(WRAPPERS)}{held}: pass "
             "a network's weights"
         )
+    beside = [key for key in content if str(key).lower() in NORMALIZING and not is_state(content)]
+    if beside and isinstance(content[beside[0]], (Tensor, list, tuple, dict, str)):
+        raise UserError(
+            f"{path} holds {beside[0]!r} beside its weights, which are not loaded without it: save the weights alone "
+            "and pass --normalize"
+        )
     weights = Weights(state, notes=tuple(notes))
     for prefix in WRAPPING_PREFIXES * 2:  # module._orig_mod. and the reverse
         if any(name.startswith(prefix) for name in weights.state):
@@ -115,11 +121,6 @@ def _unwrap(content: Any, depth: int = 0) -> tuple[Any, list[str]]:
     if not found:
         return content, []
     state, notes = _unwrap(content[found[0]], depth + 1)
-    if beside := [key for key in content if str(key).lower() in NORMALIZING]:
-        raise UserError(
-            f"a checkpoint holds {beside[0]!r} beside its weights, which are not loaded without it: save the weights "
-            "alone and pass --normalize"
-        )
     others = f" (not {', '.join(found[1:])})" if len(found) > 1 else ""
     return state, [f"weights under {found[0]!r}{others}", *notes]
 

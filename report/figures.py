@@ -170,10 +170,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", default="0,1", help="the two test images that are drawn (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("Logs/figures"), help="folder (default: %(default)s)")
     arguments = parser.parse_args(argv)
-    epsilon, named = (
-        parse_epsilon(arguments.epsilon),
-        [load_named(text, arguments.student) for text in arguments.networks],
-    )
+    epsilon = parse_epsilon(arguments.epsilon)
+    named = [load_named(text, arguments.student) for text in arguments.networks]
     networks, dataset = {name: network for name, network, _ in named}, arguments.dataset or named[0][2]
     if len(networks) < len(named):
         raise UserError("two networks have one name: write another before =")

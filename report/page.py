@@ -237,7 +237,7 @@ def checks_table(result: dict[str, Any]) -> Table:
 
 def origin_table(result: dict[str, Any]) -> Table:
     """Return everything that the figures depend on."""
-    rows = [[label, str(result[key])] for key, label in ORIGIN.items() if result.get(key, "") != ""]
+    rows = [[label, str(result[key])] for key, label in ORIGIN.items() if result.get(key) not in ("", None)]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return Table(["", ""], [*rows, ["versions", versions]])
 

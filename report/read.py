@@ -1,14 +1,12 @@
 """Read and check ``autoattack.json``."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.files import remove_checksum
+from utils.files import read_json, remove_checksum
 
-LARGEST = 64 << 20  # bytes; a report of 1,000 classes has less than 1 MB
 HINT = "pass the autoattack.json of an evaluation"
 
 
@@ -51,16 +49,9 @@ def read_report(path: Path) -> dict[str, Any]:
         UserError: the file is missing, is not a regular file, or is not such a report.
     """
     try:
-        if path.exists() and not path.is_file():  # a FIFO would wait for ever, a device never end
-            raise UserError(f"{path} is not a regular file: {HINT}")
-        with open(path, "rb") as file:
-            content = file.read(LARGEST + 1)
-    except (OSError, ValueError) as error:  # a ValueError: a NUL byte in the name
-        raise UserError(f"cannot read {path} ({getattr(error, 'strerror', None) or error}): {HINT}") from error
-    try:
-        if len(content) > LARGEST:
-            raise ValueError(f"more than {LARGEST >> 20} MiB")
-        report = json.loads(content.decode())
+        report = read_json(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror or error}): {HINT}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a report of eval_autoattack.py (not JSON: {error}): {HINT}") from error
     try:

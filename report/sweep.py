@@ -20,8 +20,8 @@ FIGURES = {"student_clean": "clean", "student_robust": "PGD-20", "average_clean"
            "average_robust": "average, PGD-20"}  # fmt: skip
 
 MAY_DIFFER = {
-    *PROVENANCE, "dataset", "seed", "mark", "log_dir", "checkpoint_dir", "data_dir", "device", "epochs", "resume",
-    "max_minutes", "save_freq", "log_interval", "compile", "tensorboard", "patience",
+    *PROVENANCE, "dataset", "seed", "mark", "log_dir", "checkpoint_dir", "data_dir", "guide_checkpoint", "device",
+    "epochs", "resume", "max_minutes", "save_freq", "log_interval", "compile", "tensorboard", "patience",
 }  # fmt: skip
 
 
@@ -75,7 +75,7 @@ def _attacked(file: Path) -> dict[str, float]:
     if not file.exists():
         return {}
     report = read_report(file)
-    weights = Path(report.get("checkpoint", ""))
+    weights = Path(str(report.get("checkpoint") or ""))
     if weights.is_file() and file_hash(weights) != report.get("checkpoint_sha256"):
         print(f"notice: {file} is of other weights than {weights} has now, left out: attack it again", file=sys.stderr)
         return {}

@@ -78,7 +78,7 @@ job() { # MARK COMMAND...: run it; leave what it says, and its status if it fail
 train() { # MARK FLAGS...
     limited "$PYTHON" train_lbgat.py "${common[@]}" "${@:2}" --epochs "$epochs" --save-freq 1000 --mark "$1" \
         --log-dir "Logs/$study" --checkpoint-dir "checkpoints/$study" \
-        --max-minutes "$(awk "BEGIN { print ($(left) - 20) / 60 }")" >/dev/null || { local status=$?; [ $status -eq 75 ] || return $status; }
+        --max-minutes "$(awk "BEGIN { print ($(left) - 20) / 60 }")" >/dev/null || return
     tail -n 2 "Logs/$study/$1/train.log"
 }
 

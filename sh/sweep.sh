@@ -40,9 +40,14 @@ run() {
     echo "$mark: $recipe $*"
     bash "$recipe" "$@" --mark "$mark" --log-dir "Logs/$name" --checkpoint-dir "checkpoints/$name" || {
         local status=$?
-        echo "the sweep ends at $mark: the same command continues it, --name NAME begins another" >&2
+        case $status in 75 | 130 | 143) echo "stopped at $mark: the same command continues the sweep" >&2 ;; esac
+        [ "$status" != 1 ] || echo "in a sweep --name NAME takes the place of --mark" >&2
         exit "$status"
     }
+    if tail -n 3 "$folder/train.log" 2>/dev/null | grep -q ' stopped by '; then  # of several processes the status is 0
+        echo "stopped at $mark: the same command continues the sweep" >&2
+        exit 75
+    fi
     echo "$recipe $*" >"$folder/finished"
 }
 

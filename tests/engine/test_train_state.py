@@ -325,3 +325,27 @@ def test_a_tensor_among_the_settings_is_a_sentence(interrupted):
     torch.save({**state, "config": {**state["config"], "lr": torch.tensor([1.0, 2.0])}}, last(interrupted))
     with pytest.raises(UserError, match=r"last\.pt is damaged"):
         Trainer(tiny_run(interrupted, **TRADES))
+
+
+def test_a_run_whose_folder_is_a_link_or_has_moved_keeps_its_log(tmp_path):
+    def epochs():
+        return [entry["epoch"] for entry in read_metrics(tmp_path / "Logs" / "run" / "metrics.jsonl")]
+
+    (tmp_path / "scratch" / "job7").mkdir(parents=True)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "run").symlink_to(tmp_path / "scratch" / "job7")
+    for n in (1, 2):
+        Trainer(tiny_run(tmp_path, method="natural", epochs=n)).fit()
+    assert epochs() == [1, 2]
+    (tmp_path / "checkpoints" / "run").unlink()
+    resume = str(tmp_path / "scratch" / "job7" / "last.pt")
+    Trainer(tiny_run(tmp_path, method="natural", epochs=3, resume=resume)).fit()
+    assert epochs() == [1, 2, 3]
+    assert "is not there" not in (tmp_path / "Logs" / "run" / "train.log").read_text()
+
+
+def test_foreign_weights_in_the_folder_are_no_other_run(tmp_path):
+    last(tmp_path).parent.mkdir(parents=True)
+    (last(tmp_path).parent / "pretrained.pt").touch()
+    Trainer(tiny_run(tmp_path, method="natural", epochs=1)).fit()
+    assert last(tmp_path).exists()

@@ -269,9 +269,10 @@ def test_a_network_whose_numbers_or_code_have_changed_is_another(tmp_path, monke
     with pytest.raises(UserError, match="another"):
         evaluate(model, x, y, 0.05, **settings)
     model.scale = 1.0
-    monkeypatch.setattr(Scaled, "forward", lambda self, x: self.net(1 - x))
-    with pytest.raises(UserError, match="another"):
-        evaluate(model, x, y, 0.05, **settings)
+    for forward in (lambda self, x: self.net(1 - x), lambda self, x: self.net(x * self.scale)):  # which counts no call
+        monkeypatch.setattr(Scaled, "forward", forward)
+        with pytest.raises(UserError, match="another"):
+            evaluate(model, x, y, 0.05, **settings)
 
 
 def test_gradients_are_those_from_before():
@@ -282,3 +283,14 @@ def test_gradients_are_those_from_before():
     before = [p.grad for p in model.parameters()]
     evaluate(model, x, y, 0.05, version="custom", attacks="apgd-ce")
     assert all(p.grad is grad for p, grad in zip(model.parameters(), before, strict=True))
+
+
+def test_a_scripted_network_and_one_with_functions_resume(tmp_path):
+    (x, y), settings = digits(4), {"version": "custom", "attacks": "apgd-ce"}
+    holder = Scaled()
+    holder.functions = [lambda value: value, nn.functional.relu]  # whose text differs from process to process
+    for name, model in (("script", torch.jit.trace(trained("tiny-robust"), x)), ("functions", holder)):
+        first = evaluate(model, x, y, 0.05, **settings, folder=tmp_path / name)
+        if name == "functions":
+            holder.functions = [lambda value: value]
+        assert evaluate(model, x, y, 0.05, **settings, folder=tmp_path / name).accuracy_after == first.accuracy_after

@@ -313,3 +313,16 @@ def test_a_huge_mean_is_refused_before_it_is_read(tmp_path, model):
 def test_a_swish_network_is_not_normalised_twice(tmp_path):
     with pytest.raises(UserError, match="wrn-10-1-swish normalises the images by itself: leave out --normalize"):
         create_model("wrn-10-1-swish", 10, "cifar10")
+
+
+@pytest.mark.parametrize("beside", [{"normalize": None}, {"std": 0.3}, {"normalization": False}])
+def test_numbers_beside_the_weights_are_no_normalisation(tmp_path, model, beside):
+    torch.save({"state_dict": model.state_dict(), **beside}, tmp_path / "a.pt")
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(load(tmp_path / "a.pt")(x), model(x))
+
+
+def test_a_normalisation_beside_the_weights_is_not_left_out(tmp_path, model):
+    torch.save({"state_dict": model.state_dict(), "mean": [0.5] * 3, "std": [0.25] * 3}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"a\.pt holds 'mean' beside its weights"):
+        load(tmp_path / "a.pt")
