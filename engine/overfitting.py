@@ -60,5 +60,5 @@ def overfitting_sentence(accuracies: Sequence[float], epoch: int) -> str:
     before, now = (100 * accuracy for accuracy in accuracies[-2:])
     return (
         f"catastrophic overfitting in epoch {epoch}: PGD-5 accuracy on training images fell from {before:.1f}% to "
-        f"{now:.1f}%; stopped (--stop-overfitting); student-epoch{epoch - 1:03d}.pt is from before, last.pt from after it"
+        f"{now:.1f}%; stopped (--stop-overfitting); student-epoch{epoch - 1:03d}.pt is from before it, last.pt not"
     )

@@ -44,6 +44,8 @@ def check_program(program: str, flags: list[str]) -> None:
     assert (ROOT / program).exists(), program
     if is_help(flags):
         return
+    if program == "sh/train_slurm.sh" and flags[0].endswith(".sh"):
+        return check_program(flags[0], flags[1:])
     if program in ("train_lbgat.py", "sh/train_slurm.sh"):
         parse_train(flags)
     elif program == "eval_autoattack.py" or Path(program).name.startswith("eval_autoattack"):
