@@ -285,6 +285,7 @@ def test_gradients_are_those_from_before():
     assert all(p.grad is grad for p, grad in zip(model.parameters(), before, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
 def test_a_scripted_network_and_one_with_functions_resume(tmp_path):
     (x, y), settings = digits(4), {"version": "custom", "attacks": "apgd-ce"}
     holder = Scaled()
