@@ -45,7 +45,8 @@ class Dataset:
             x, y = getattr(self, f"x_{split}"), getattr(self, f"y_{split}")
             where = f"data set {self.name!r}, {split} split"
             if x.dtype != np.uint8 or x.ndim != 4 or x.shape[-1] != 3:
-                raise UserError(f"{where}: images are {x.dtype} {x.shape}, they must be uint8 (N, H, W, 3)")
+                grey = ": repeat a grey image's channel three times" if x.ndim == 3 or x.shape[3:] == (1,) else ""
+                raise UserError(f"{where}: images are {x.dtype} {x.shape}, they must be uint8 (N, H, W, 3){grey}")
             if not np.issubdtype(y.dtype, np.integer) or y.ndim != 1:
                 raise UserError(f"{where}: labels are {y.dtype} {y.shape}, they must be integers (N,)")
             if len(x) != len(y) or len(x) == 0:

@@ -17,6 +17,7 @@ def describe_run(config: TrainConfig, guided: bool, images: int) -> str:
     decays = zip(epochs, factors or repeat(0.1), strict=False)
     decayed = "".join(f", times {factor:g} from epoch {epoch:g}" for epoch, factor in decays)
     step = f"{config.step_ratio:g} epsilon" if config.step_ratio else format_epsilon(config.step_size)
+    attack = "" if config.method == "natural" else f", {config.num_steps} attack steps of {step}"
     held_out = f"{config.val_size} held-out" if config.val_size else "test"
     factor = config.warmup_factor if config.schedule == "multistep" else 1
     warmup = f", times {factor:g} in epoch 1" if factor != 1 else ""
@@ -36,7 +37,7 @@ def describe_run(config: TrainConfig, guided: bool, images: int) -> str:
         f"weight decay {config.weight_decay:g}{', not of BatchNorm' * config.no_norm_decay}",
         f"label smoothing {config.label_smoothing:g}" if config.label_smoothing else "",
         f"in {config.accumulate} parts" if config.accumulate > 1 else "",
-        f"{config.norm} epsilon {format_epsilon(config.epsilon)}, {config.num_steps} attack steps of {step}",
+        f"{config.norm} epsilon {format_epsilon(config.epsilon)}{attack}",
         f"epsilon ramp {config.epsilon_ramp}" if config.epsilon_ramp != "none" else "",
         f"weight perturbation {config.awp_gamma:g} from epoch {config.awp_start_epoch}" if config.awp_gamma else "",
         f"weights averaged each {config.average_every}, tau {config.average_tau:g}"

@@ -133,6 +133,8 @@ def create_step(
     Raises:
         UserError: settings, or members of the objective, that its step has no use for.
     """
+    if objective.step not in STEPS:
+        raise UserError(f"{type(objective).__name__} has the step {objective.step!r}: choose {', '.join(STEPS)}")
     chosen = STEPS[objective.step]
     check_method(objective, chosen, guide, optimizer)
     if chosen.own_attack and attack.norm != "linf":

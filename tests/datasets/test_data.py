@@ -156,6 +156,10 @@ BAD_CONTENT = {
     ),
     "no names, from 1": ({"class_names": None, "y_train": N20 + 1, "y_test": N20[:10] + 1}, "labels start at 0"),
     "no names, huge": ({"class_names": None, "y_train": N20 + 2**60}, "at most 100000 classes"),
+    "grey": (
+        {"x_train": np.zeros((20, 8, 8), np.uint8)},
+        r"must be uint8 \(N, H, W, 3\): repeat a grey image's channel three times",
+    ),
     "no names, text": ({"class_names": None, "y_train": np.array(["a"] * 20)}, "they must be integers"),
 }
 

@@ -218,3 +218,11 @@ def test_counting_the_cost_leaves_the_choice_of_cudnns_algorithms(monkeypatch):
 @pytest.mark.parametrize("method", ["wa-trades", "score", "yopo", "free", "dajat"])
 def test_the_cost_of_every_kind_of_step_is_counted(method):
     assert step_gflop(TrainConfig(method=method, student="wrn-10-1", guide="wrn-10-1"), 10, 32, 32) > 0
+
+
+def test_a_misspelt_step_is_a_sentence():
+    net, objective = new_tiny_net(4, 1), create_objective("trades")
+    objective.step = "standrad"
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(UserError, match="TRADES has the step 'standrad': choose standard, free"):
+        create_step(net, None, objective, optimizer, AttackSpec(0.1, 0.01, 1))
