@@ -44,7 +44,8 @@ run() {
         [ "$status" != 1 ] || echo "in a sweep --name NAME takes the place of --mark" >&2
         exit "$status"
     }
-    if tail -n 3 "$folder/train.log" 2>/dev/null | grep -q ' stopped by '; then  # of several processes the status is 0
+    # Of several processes the status of a stop is 0.
+    if grep -hE ' stopped by | finished: ' "$folder/train.log" 2>/dev/null | tail -n 1 | grep -q ' stopped by '; then
         echo "stopped at $mark: the same command continues the sweep" >&2
         exit 75
     fi

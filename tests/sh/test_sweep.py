@@ -28,6 +28,8 @@ seed, beta = int(flags["--seed"]), float(flags.get("--beta", 6))
 (folder / "config.json").write_text(json.dumps({"dataset": "digits", "seed": seed, "beta": beta}))
 entry = {"epoch": 3, "loss": 1.0, "student_clean": 50.0 + seed, "student_robust": 20.0 + beta + 2 * seed}
 (folder / "metrics.jsonl").write_text(json.dumps(entry) + chr(10))
+if Path("stop").exists():
+    (folder / "train.log").write_text("a stopped by --max-minutes 1 at epoch 2\\nb" + chr(10))
 sys.exit(1 if Path("fail").exists() and seed == 3 else 0)
 END
 """
@@ -67,6 +69,16 @@ def test_seeds_resume_and_table(sweep, tmp_path):
         (f"seed{seed}", str(50.0 + seed), str(26.0 + 2 * seed)) for seed in (1, 2, 3)
     ]
     assert (folder / "sweep.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_stopped_run_is_not_finished(sweep, tmp_path):
+    (tmp_path / "stop").touch()
+    stopped = sweep("sh/train_x.sh", "--seeds", "1,2")
+    assert stopped.returncode == 75 and "stopped at seed1: the same command continues the sweep" in stopped.stderr
+    (tmp_path / "stop").unlink()
+    (tmp_path / "Logs" / "sweep-x" / "seed1" / "train.log").unlink()
+    done = sweep("sh/train_x.sh", "--seeds", "1,2")
+    assert done.returncode == 0 and "finished before" not in done.stdout
 
 
 def test_values_of_a_flag(sweep, tmp_path):
